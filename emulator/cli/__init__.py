@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: MIT
+"""The ``vmbus`` command. Floor 8: commands, progress, tables; heavy imports wait for the command."""
+
+from __future__ import annotations
+
+import asyncio
+import shlex
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from emulator.machine.config import Accel
+
+if TYPE_CHECKING:
+    from emulator.lab.demo import Report
+
+app = typer.Typer(
+    help="An open VMBus host: Hyper-V's paravirtual bus for QEMU guests.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+
+def main() -> None:
+    """Run the command line; a user's mistake ends with one clear line and a status of 1."""
+    app()
+
+
+@app.callback()
+def _root() -> None:
+    """Make every command a sub-command, even while there is only one."""
+
+
+@app.command()
+def demo(
+    smp: Annotated[int, typer.Option(min=1, max=64, help="virtual CPUs")] = 1,
+    rounds: Annotated[int, typer.Option(min=1, help="restores from the same snapshot")] = 2,
+    memory: Annotated[int, typer.Option(min=128, help="guest RAM in MiB")] = 512,
+    accel: Annotated[Accel, typer.Option(help="accelerator")] = Accel.AUTO,
+    keep: Annotated[bool, typer.Option(help="leave snapshot and logs behind")] = False,
+    folder: Annotated[
+        Path | None, typer.Option(help="where snapshot and logs go (a new folder)")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option(help="print QEMU's command line and end")] = False,
+) -> None:
+    """Save a guest in mid-conversation, kill everything, restore it, and account for each packet."""
+    from emulator.lab.demo import PROBE, DemoError
+    from emulator.lab.images import ImageError, find_image
+    from emulator.machine.config import MachineConfig
+    from emulator.machine.control import ControlError
+    from emulator.machine.process import ProcessDied
+    from emulator.machine.qemu import QemuError, Sockets, choose_accel, command_line, find_qemu
+    from emulator.machine.snapshot import SnapshotError
+
+    try:
+        qemu, image = find_qemu(), find_image()
+        config = MachineConfig(
+            name="demo",
+            kernel=image.kernel,
+            initramfs=image.initramfs,
+            smp=smp,
+            memory_mib=memory,
+            accel=accel,
+            append="quiet loglevel=4",
+            devices=(PROBE,),
+        )
+        if dry_run:
+            sockets = Sockets.under(Path("$RUNTIME"))
+            line = command_line(
+                qemu, config, sockets, accel=choose_accel(accel), incoming=False
+            )
+            typer.echo(shlex.join(line))
+            return
+        where = _folder(folder)
+        report = _run_demo(config, qemu, where, rounds)
+    except (
+        QemuError,
+        ImageError,
+        SnapshotError,
+        ProcessDied,
+        ControlError,
+        DemoError,
+        OSError,
+        ValueError,
+    ) as error:
+        _fail(str(error))
+    _print_report(report)
+    if keep or folder:
+        typer.echo(f"snapshot and logs: {where}")
+    else:
+        import shutil
+
+        shutil.rmtree(where, ignore_errors=True)
+    if not report.good:
+        raise typer.Exit(1)
+
+
+def _folder(folder: Path | None) -> Path:
+    if folder is None:
+        return Path(tempfile.mkdtemp(prefix="vmbus-demo-"))
+    folder.mkdir(parents=True)
+    return folder
+
+
+def _run_demo(config: Any, qemu: Path, where: Path, rounds: int) -> Report:
+    from emulator.lab.demo import run_demo
+
+    def say(text: str) -> None:
+        print(f"  {text}", flush=True)
+
+    return asyncio.run(run_demo(config, qemu=qemu, folder=where, rounds=rounds, say=say))
+
+
+def _fail(text: str) -> None:
+    typer.echo(f"error: {text}", err=True)
+    raise typer.Exit(1)
+
+
+def _print_report(report: Report) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    for number, found in enumerate(report.rounds, 1):
+        table = Table(title=f"restore {number} of {len(report.rounds)}", title_justify="left")
+        table.add_column("packets in flight")
+        for column in ("at save", "restored", "once", "lost", "duplicated", "out of order"):
+            table.add_column(column, justify="right")
+        for row in found.rows:
+            table.add_row(
+                row["kind"],
+                str(report.at_save[row["kind"]]),
+                str(found.restored[row["kind"]]),
+                *(str(row[key]) for key in ("once", "lost", "duplicated", "disorder")),
+            )
+        console.print(table)
+        console.print(
+            f"  restored in {found.restore_seconds:.2f} s; conversation in all: "
+            f"{found.requests} guest requests, {found.completions} host transactions"
+        )
+        for problem in found.problems:
+            console.print(f"  [bold]ledgers differ[/bold]: {problem}")
+    console.print(
+        f"guest {report.guest}; booted in {report.boot_seconds:.2f} s, saved in "
+        f"{report.save_seconds:.2f} s ({report.snapshot_bytes / 2**20:.0f} MiB); "
+        f"backend's peak memory {report.backend_peak_kib / 1024:.0f} MiB"
+    )
+    verdict = "nothing lost, nothing twice" if report.good else "THE LEDGERS DO NOT AGREE"
+    console.print(f"[bold]{verdict}[/bold]")
+    if not report.good:
+        print("error: packets were lost, doubled or disordered", file=sys.stderr)

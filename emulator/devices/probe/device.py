@@ -1,0 +1,527 @@
+# SPDX-License-Identifier: MIT
+"""The probe device (docs/probe.md): numbered transactions of every kind, held back on request.
+
+The device is an ordinary VSP: it completes what it holds when the channel is suspended, saves what its
+outgoing packets mean to it in the save-packet callback, and finds it again in the restore-packet callback.
+Beside that it can be *frozen*: it then holds every guest request until the transaction quota
+stops the queue, tells the guest to stall, and fills the ring and the queue behind it, so that a
+save finds packets of every kind in flight.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import zlib
+from collections import deque
+from collections.abc import Mapping
+from typing import Any, ClassVar, Final
+
+import msgspec
+
+from emulator.devices.base import Command, Device, DeviceStateError
+from emulator.devices.probe.control import ControlChannel, GuestGone
+from emulator.devices.probe.flight import Flight, Kind
+from emulator.devices.probe.ledger import GuestLedger, HostLedger, compare
+from emulator.devices.probe.protocol import (
+    GUEST_SALT,
+    HEADER_SIZE,
+    HOST_SALT,
+    PROBE_INTERFACE,
+    Deed,
+    ExitAction,
+    Header,
+    MalformedProbe,
+    ProbeFlags,
+    ProbeType,
+    Role,
+    StallAnswer,
+    message,
+    offer_data,
+    pattern,
+    run_body,
+    stall_body,
+    write_back,
+)
+from emulator.kmcl import (
+    ChannelPort,
+    IncomingPacket,
+    OutgoingPacket,
+    OutgoingState,
+    RestoredPacket,
+    SavedPacket,
+    ServerChannel,
+    StateChangeCallbacks,
+)
+from emulator.memory import GpaError
+from emulator.wire.ntstatus import NtStatus
+
+log = logging.getLogger(__name__)
+
+_RUN_QUOTA: Final = 64
+_FREEZE_QUOTA: Final = 6
+_HOLD_MAX: Final = 4
+_HOST_WINDOW: Final = 24
+_QUEUE_GOAL: Final = 6
+_BODY_SIZES: Final = (0, 8, 40, 121, 300, 640)
+_FREEZE_TRIES: Final = 20
+
+
+class PacketContext(msgspec.Struct, frozen=True, array_like=True):
+    """What a host packet means to the device; saved with the packet."""
+
+    role: int
+    seq: int
+    crc: int
+    wants_answer: bool
+
+
+class ProbeState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What is the device's own in a snapshot."""
+
+    ledger: HostLedger
+    flight: Flight
+    guest: str
+    control_seq: int
+    talking: bool
+    frozen: bool
+    finishing: bool
+    faults: list[str]
+
+
+class ProbeDevice(Device):
+    """The VSP. Its commands are in :meth:`commands`."""
+
+    kind: ClassVar[str] = "probe"
+
+    def __init__(self, name: str, vm: str, port: ChannelPort) -> None:
+        """Make the data and the control channel."""
+        super().__init__(name, vm, port)
+        self._data = self._make_channel(Role.DATA)
+        self._control = ControlChannel(self._make_channel(Role.CONTROL))
+        self._progress = asyncio.Event()
+        self._ledger = HostLedger()
+        self._flight = Flight()
+        self._held: deque[tuple[IncomingPacket, bytes, int]] = deque()
+        self._outstanding: dict[int, OutgoingPacket] = {}
+        self._talking = False
+        self._frozen = False
+        self._filling = False
+        self._finishing = False
+        self._running = False
+        self._since_hold = 0
+        self.faults: deque[str] = deque(maxlen=32)
+
+    def _make_channel(self, role: Role) -> ServerChannel:
+        channel = ServerChannel(self._port)
+        channel.init_set_friendly_name(f"{self.name}-{role.name.lower()}")
+        channel.init_set_target_interface_id(
+            PROBE_INTERFACE, self.instance_guid(role.name.lower())
+        )
+        channel.init_set_user_defined(offer_data(role, 1))
+        channel.init_set_maximum_packet_size(4096)
+        channel.init_set_state_change_callbacks(
+            StateChangeCallbacks(
+                opened=self._opened,
+                closed=self._closed,
+                suspend=self._suspend,
+                started=lambda _: None,
+                post_started=self._post_started,
+            )
+        )
+        channel.init_set_process_packet_callbacks(
+            self._process_data if role is Role.DATA else self._process_control
+        )
+        channel.init_set_save_restore_packet_callbacks(self._save_packet, self._restore_packet)
+        channel.set_transaction_quota(_RUN_QUOTA)
+        channel.fault_callback = self._faulted
+        self.channels[role.name.lower()] = channel
+        return channel
+
+    # State callbacks.
+
+    def _opened(self, channel: ServerChannel) -> NtStatus:
+        if channel is self._data:
+            self._ledger = HostLedger()
+            self._flight = Flight()
+            self._outstanding.clear()
+            self._talking = self._frozen = self._filling = self._finishing = False
+            self.faults.clear()
+            channel.set_transaction_quota(_RUN_QUOTA)
+        else:
+            self._control.opened()
+        return NtStatus.SUCCESS
+
+    def _closed(self, channel: ServerChannel) -> None:
+        if channel is not self._data:
+            self._control.closed()
+        self._progress.set()
+
+    def _suspend(self, channel: ServerChannel) -> None:
+        if channel is not self._data:
+            return
+        self._running = False
+        self._note_flight()
+        while self._held:
+            self._answer(*self._held.popleft())
+
+    def _post_started(self, channel: ServerChannel) -> None:
+        if channel is self._data:
+            self._running = True
+            self._talk()
+
+    def _faulted(self, channel: ServerChannel, text: str) -> None:
+        role = "data" if channel is self._data else "control"
+        log.error("%s/%s: %s", self.name, role, text)
+        self.faults.append(f"{role}: {text}")
+        self._progress.set()
+
+    # Guest requests.
+
+    def _process_control(self, _: ServerChannel, packet: IncomingPacket) -> None:
+        try:
+            self._control.process(packet)
+        except MalformedProbe as error:
+            packet.fail(str(error))
+        self._progress.set()
+
+    def _process_data(self, _: ServerChannel, packet: IncomingPacket) -> None:
+        self._progress.set()
+        try:
+            header = Header.parse(packet.payload)
+            if header.type != ProbeType.G_REQUEST:
+                raise MalformedProbe(f"type {header.type} is not for the host's data channel")
+            received, left = self._bodies(packet, header)
+        except MalformedProbe as error:
+            packet.fail(str(error))
+            return
+        expected = pattern(header.seq, header.body_size, GUEST_SALT)
+        good = received == expected and zlib.crc32(received) == header.body_crc
+        self._ledger.bad_bodies += not good
+        self._ledger.request_received(header.seq, gpa_direct=bool(packet.external))
+        answer = Header(
+            ProbeType.G_ANSWER, header.seq, body_crc=zlib.crc32(left), arg=0 if good else 1
+        )
+        self._hold_or_answer(packet, answer.pack(), header.seq)
+
+    def _bodies(self, packet: IncomingPacket, header: Header) -> tuple[bytes, bytes]:
+        """Return the body as the guest sent it and as it is left for the guest to find."""
+        if not packet.external:
+            body = packet.payload[HEADER_SIZE : HEADER_SIZE + header.body_size]
+            if len(body) != header.body_size:
+                raise MalformedProbe(f"{len(body)} bytes of body instead of {header.body_size}")
+            return body, body
+        try:
+            pieces = packet.external_data()
+        except GpaError as error:
+            raise MalformedProbe(f"the external buffer is outside guest RAM: {error}") from error
+        body = b"".join(pieces)
+        if len(body) != header.body_size:
+            raise MalformedProbe(f"{len(body)} external bytes instead of {header.body_size}")
+        if not header.flags & ProbeFlags.WRITE_BACK:
+            return body, body
+        changed = write_back(body)
+        offset = 0
+        for piece in pieces:
+            piece[:] = changed[offset : offset + len(piece)]
+            offset += len(piece)
+        return body, changed
+
+    def _hold_or_answer(self, packet: IncomingPacket, answer: bytes, seq: int) -> None:
+        if self._frozen:
+            self._held.append((packet, answer, seq))
+            return
+        self._since_hold += 1
+        if self._since_hold % 5 == 0 and not self._finishing:
+            self._held.append((packet, answer, seq))
+        else:
+            self._answer(packet, answer, seq)
+        while len(self._held) > _HOLD_MAX:
+            self._answer(*self._held.popleft())
+
+    def _answer(self, packet: IncomingPacket, answer: bytes, seq: int) -> None:
+        packet.complete(answer)
+        self._ledger.request_answered(seq)
+        self._flight.request_answered(seq)
+
+    def _answer_held(self) -> None:
+        while self._held:
+            self._answer(*self._held.popleft())
+
+    # Host packets.
+
+    def _talk(self) -> None:
+        """Keep the window of host packets full; while filling, go on until the queue is long enough."""
+        while self._running and self._talking and not self._finishing:
+            if self._filling:
+                if self._queue_is_long():
+                    break
+            elif self._frozen or len(self._outstanding) >= _HOST_WINDOW:
+                break
+            self._send_next()
+
+    def _queue_is_long(self) -> bool:
+        stats = self._data.stats()
+        return stats.queued_wait >= _QUEUE_GOAL and stats.queued_no_wait >= _QUEUE_GOAL
+
+    def _send_next(self) -> None:
+        wants_answer = (self._ledger.last_seq + 1) % 3 != 0
+        seq = self._ledger.sent(wants_answer=wants_answer)
+        body = pattern(seq, _BODY_SIZES[seq % len(_BODY_SIZES)], HOST_SALT)
+        packet = self._data.packet_allocate()
+        packet.context = PacketContext(Role.DATA, seq, zlib.crc32(body), wants_answer)
+        packet.set_completion_routine(self._completed)
+        self._outstanding[seq] = packet
+        kind = ProbeType.H_REQUEST if wants_answer else ProbeType.H_NOTIFY
+        packet.send(message(kind, seq, body), wait_for_completion=wants_answer)
+
+    def _completed(self, packet: OutgoingPacket, status: NtStatus, data: bytes | None) -> None:
+        self._progress.set()
+        context: PacketContext = packet.context
+        self._outstanding.pop(context.seq, None)
+        packet.free()
+        if not status.is_success:
+            return
+        self._flight.packet_completed(context.seq)
+        if context.wants_answer:
+            self._check_answer(context, data or b"")
+        self._talk()
+
+    def _check_answer(self, context: PacketContext, data: bytes) -> None:
+        self._ledger.completed(context.seq)
+        try:
+            header = Header.parse(data)
+        except MalformedProbe:
+            self._ledger.bad_completions += 1
+            return
+        if (
+            (header.type, header.seq, header.body_crc) != (ProbeType.H_ANSWER, context.seq, context.crc)
+            or header.arg
+        ):
+            self._ledger.bad_completions += 1
+
+    # Save and restore.
+
+    def _save_packet(self, _: ServerChannel, packet: OutgoingPacket, size: int) -> SavedPacket:
+        context = packet.context
+        if not isinstance(context, PacketContext):
+            context = PacketContext(Role.CONTROL, context, 0, True)
+        blob = msgspec.msgpack.encode(context)
+        if size < len(blob):
+            return SavedPacket(NtStatus.BUFFER_TOO_SMALL, b"", len(blob))
+        return SavedPacket(NtStatus.SUCCESS, blob, len(blob))
+
+    def _restore_packet(self, channel: ServerChannel, restored: RestoredPacket) -> NtStatus:
+        try:
+            context = msgspec.msgpack.decode(restored.save_buffer, type=PacketContext)
+        except msgspec.DecodeError:
+            return NtStatus.INVALID_PARAMETER
+        packet = channel.packet_allocate()
+        if channel is self._data:
+            packet.context = context
+            packet.set_completion_routine(self._completed)
+        else:
+            packet.context = context.seq
+            packet.set_completion_routine(self._control_answered)
+        status = packet.restore(restored.lib_buffer)
+        if not status.is_success:
+            packet.free()
+        elif channel is self._data:
+            self._outstanding[context.seq] = packet
+        return status
+
+    def _control_answered(self, packet: OutgoingPacket, _: NtStatus, __: bytes | None) -> None:
+        """Let go of a command whose asker was in the process that saved."""
+        packet.free()
+
+    def _note_flight(self) -> None:
+        """Take down what is in flight; called when the channel is suspended, before it drains."""
+        seqs: dict[Kind, list[int]] = {kind: [] for kind in Kind}
+        by_transaction: dict[int, int] = {}
+        for seq, packet in self._outstanding.items():
+            match packet.state:
+                case OutgoingState.QUEUED:
+                    wants = packet.context.wants_answer
+                    seqs[Kind.QUEUED_WAIT if wants else Kind.QUEUED_NOTIFY].append(seq)
+                case OutgoingState.IN_RING:
+                    by_transaction[packet.transaction_id] = seq
+                case _:
+                    pass
+        next_request = self._ledger.next_request
+        for unread in self._data.unread():
+            if unread.is_completion:
+                seq_or_none = by_transaction.pop(unread.transaction_id, None)
+                if seq_or_none is not None:
+                    seqs[Kind.COMPLETION_UNREAD].append(seq_or_none)
+            else:
+                seqs[Kind.REQUEST_UNREAD].append(next_request)
+                next_request += 1
+        seqs[Kind.IN_RING] = sorted(by_transaction.values())
+        seqs[Kind.REQUEST_HELD] = [seq for _, _, seq in self._held]
+        self._flight = Flight(seqs)
+
+    def save_own(self) -> bytes:
+        """Encode the ledger and the device's mood."""
+        return msgspec.msgpack.encode(
+            ProbeState(
+                ledger=self._ledger,
+                flight=self._flight,
+                guest=self._control.guest,
+                control_seq=self._control.seq,
+                talking=self._talking,
+                frozen=self._frozen,
+                finishing=self._finishing,
+                faults=list(self.faults),
+            )
+        )
+
+    def restore_own(self, data: bytes) -> None:
+        """Take over; raises DeviceStateError."""
+        try:
+            state = msgspec.msgpack.decode(data, type=ProbeState)
+        except msgspec.DecodeError as error:
+            raise DeviceStateError(f"device {self.name}: {error}") from error
+        self._ledger = state.ledger
+        self._flight = state.flight
+        self._flight.restored()
+        self._control.restored(state.guest, state.control_seq)
+        self._talking, self._frozen = state.talking, state.frozen
+        self._finishing = state.finishing
+        self.faults.extend(state.faults)
+        self._data.set_transaction_quota(_FREEZE_QUOTA if state.frozen else _RUN_QUOTA)
+
+    # Commands.
+
+    def commands(self) -> Mapping[str, Command]:
+        """Return what can be asked of the probe."""
+        return {
+            "ready": self._cmd_ready,
+            "run": self._cmd_run,
+            "wait": self._cmd_wait,
+            "freeze": self._cmd_freeze,
+            "thaw": self._cmd_thaw,
+            "finish": self._cmd_finish,
+            "counts": self._cmd_counts,
+            "malform": self._cmd_malform,
+            "ping": self._cmd_ping,
+            "exit": self._cmd_exit,
+            "wait_fault": self._cmd_wait_fault,
+        }
+
+    async def _ask(self, kind: ProbeType, body: bytes = b"") -> bytes:
+        try:
+            return await self._control.ask(kind, body)
+        except (GuestGone, MalformedProbe) as error:
+            raise DeviceStateError(str(error)) from error
+
+    async def _cmd_ready(self, _: dict[str, Any]) -> Any:
+        return {"guest": await self._control.ready()}
+
+    async def _cmd_run(self, args: dict[str, Any]) -> Any:
+        """Start the conversation, both ways."""
+        body = run_body(
+            window=args.get("window", 16),
+            gpa_every=args.get("gpa_every", 3),
+            owe_every=args.get("owe_every", 3),
+            body_max=args.get("body_max", 2000),
+            total=args.get("total", 0),
+        )
+        await self._ask(ProbeType.RUN, body)
+        self._talking, self._finishing = True, False
+        self._talk()
+        return {}
+
+    async def _cmd_wait(self, args: dict[str, Any]) -> Any:
+        """Wait until so many more requests and completions have come."""
+        requests = self._ledger.next_request + int(args.get("requests", 0))
+        completions = self._ledger.completions + int(args.get("completions", 0))
+        await self._until(
+            lambda: self._ledger.next_request >= requests
+            and self._ledger.completions >= completions
+        )
+        return await self._cmd_counts({})
+
+    async def _until(self, condition: Any) -> None:
+        while not condition():
+            if self.faults:
+                raise DeviceStateError(f"the channel has failed: {self.faults[-1]}")
+            self._progress.clear()
+            await self._progress.wait()
+
+    async def _cmd_freeze(self, args: dict[str, Any]) -> Any:
+        """Bring packets of every kind into flight and keep them there."""
+        for _ in range(_FREEZE_TRIES):
+            self._frozen = True
+            self._data.set_transaction_quota(_FREEZE_QUOTA)
+            answer = StallAnswer.parse(
+                await self._ask(ProbeType.STALL, stall_body(requests=12, answers=3))
+            )
+            await self._until(lambda: len(self._held) >= _FREEZE_QUOTA or not self._running)
+            self._filling = True
+            self._talk()
+            self._filling = False
+            self._note_flight()
+            if self._flight.complete():
+                return {"in_flight": self._flight.counts()}
+            log.info("not every kind is in flight yet: %s, %s", answer, self._flight.counts())
+            await self._cmd_thaw({})
+            await self._cmd_wait({"requests": 40, "completions": 40})
+        raise DeviceStateError(
+            f"no moment with every kind in flight in {_FREEZE_TRIES} tries; "
+            f"last: {self._flight.counts()}"
+        )
+
+    async def _cmd_thaw(self, _: dict[str, Any]) -> Any:
+        """Let everything go on."""
+        self._frozen = False
+        self._data.set_transaction_quota(_RUN_QUOTA)
+        await self._ask(ProbeType.RESUME)
+        self._answer_held()
+        self._talk()
+        return {}
+
+    async def _cmd_finish(self, _: dict[str, Any]) -> Any:
+        """End the conversation and compare the ledgers."""
+        self._finishing = True
+        self._answer_held()
+        body = self._ledger.last_seq.to_bytes(8, "little")
+        guest = GuestLedger.parse(await self._ask(ProbeType.FINISH, body))
+        await self._until(lambda: not self._outstanding)
+        return {
+            "problems": [*compare(self._ledger, guest), *self.faults],
+            "rows": self._flight.outcome(guest),
+            "guest": guest.as_dict(),
+            "host": msgspec.to_builtins(self._ledger),
+        }
+
+    async def _cmd_counts(self, _: dict[str, Any]) -> Any:
+        """Return what is known now, without asking the guest."""
+        return {
+            "host": msgspec.to_builtins(self._ledger),
+            "stats": msgspec.to_builtins(self._data.stats()),
+            "in_flight": self._flight.counts(),
+            "faults": list(self.faults),
+            "frozen": self._frozen,
+        }
+
+    async def _cmd_malform(self, args: dict[str, Any]) -> Any:
+        """Have the guest do one wrong thing."""
+        await self._ask(ProbeType.MALFORM, Deed(int(args["kind"])).to_bytes(4, "little"))
+        return {}
+
+    async def _cmd_wait_fault(self, _: dict[str, Any]) -> Any:
+        """Wait until a channel has failed; returns how."""
+        while not self.faults:
+            self._progress.clear()
+            await self._progress.wait()
+        return {"faults": list(self.faults)}
+
+    async def _cmd_ping(self, _: dict[str, Any]) -> Any:
+        """Return the guest's monotonic time in ns."""
+        return {"guest_ns": int.from_bytes((await self._ask(ProbeType.PING))[:8], "little")}
+
+    async def _cmd_exit(self, args: dict[str, Any]) -> Any:
+        """End the guest's program."""
+        action = ExitAction(int(args["action"]))
+        await self._ask(ProbeType.EXIT, action.to_bytes(4, "little"))
+        return {}

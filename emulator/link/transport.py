@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: MIT
+"""Asyncio transport of vmbus-user: a stream socket that carries messages and file descriptors.
+
+Descriptors arrive with some byte of the stream, not with a message. Since each message type carries
+a fixed number of them, a queue of received descriptors and the order of messages pair the two again.
+Each outgoing message with descriptors is one ``sendmsg``: QEMU's chardev takes the descriptors that
+came with the first bytes of a header and closes any it did not expect.
+"""
+
+from __future__ import annotations
+
+import array
+import asyncio
+import contextlib
+import os
+import socket
+from collections import deque
+from collections.abc import Callable
+from typing import Final, Protocol
+
+from emulator.link.protocol import (
+    HEADER_SIZE,
+    BackendMessage,
+    FrontendMessage,
+    Header,
+    ProtocolError,
+    fd_count,
+    pack,
+    parse,
+    parse_header,
+)
+
+_READ_SIZE: Final = 65_536
+_MAX_FDS: Final = 64
+_MAX_QUEUED: Final = 16 * 1024 * 1024
+
+
+class Receiver(Protocol):
+    """Who gets what arrives."""
+
+    def message_received(self, message: FrontendMessage, fds: list[int]) -> None:
+        """Take one message; the descriptors are the receiver's to close."""
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """Take the end of the connection; ``None`` means that the frontend closed it."""
+
+
+class Transport:
+    """One connection to a frontend. Not thread-safe: all methods belong to the event loop."""
+
+    def __init__(self, sock: socket.socket, receiver: Receiver) -> None:
+        """Start to read ``sock`` (a connected stream socket, taken over) on the running loop."""
+        sock.setblocking(False)
+        self._sock = sock
+        self._receiver = receiver
+        self._loop = asyncio.get_running_loop()
+        self._inbox = bytearray()
+        self._inbox_fds: deque[int] = deque()
+        self._header: Header | None = None
+        self._outbox: deque[tuple[memoryview, tuple[int, ...], Callable[[], None] | None]] = deque()
+        self._queued = 0
+        self._closed = False
+        self._loop.add_reader(sock, self._readable)
+
+    def send(
+        self,
+        message: BackendMessage,
+        fds: tuple[int, ...] = (),
+        sent: Callable[[], None] | None = None,
+    ) -> None:
+        """Queue a message; ``sent`` is called when it has left, so that ``fds`` may be closed."""
+        if self._closed:
+            if sent is not None:
+                sent()
+            return
+        data = memoryview(pack(message))
+        self._queued += len(data)
+        if self._queued > _MAX_QUEUED:
+            self._fail(ProtocolError("the frontend has stopped reading; giving up on it"))
+            return
+        self._outbox.append((data, fds, sent))
+        if len(self._outbox) == 1:
+            self._flush()
+
+    def close(self) -> None:
+        """Close the connection without telling the receiver; idempotent."""
+        if self._closed:
+            return
+        self._closed = True
+        self._loop.remove_reader(self._sock)
+        self._loop.remove_writer(self._sock)
+        self._sock.close()
+        for _, _, sent in self._outbox:
+            if sent is not None:
+                sent()
+        self._outbox.clear()
+        while self._inbox_fds:
+            os.close(self._inbox_fds.popleft())
+
+    def _fail(self, error: Exception | None) -> None:
+        if not self._closed:
+            self.close()
+            self._receiver.connection_lost(error)
+
+    def _flush(self) -> None:
+        while self._outbox:
+            data, fds, sent = self._outbox[0]
+            ancillary = (
+                [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+            )
+            try:
+                count = self._sock.sendmsg([data], ancillary, socket.MSG_NOSIGNAL)
+            except BlockingIOError:
+                self._loop.add_writer(self._sock, self._flush)
+                return
+            except OSError as error:
+                self._fail(error)
+                return
+            self._queued -= count
+            if count < len(data):
+                self._outbox[0] = (data[count:], (), sent)
+                continue
+            self._outbox.popleft()
+            if sent is not None:
+                sent()
+        if not self._closed:
+            self._loop.remove_writer(self._sock)
+
+    def _readable(self) -> None:
+        try:
+            data, fds, _, _ = socket.recv_fds(self._sock, _READ_SIZE, _MAX_FDS)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self._fail(error)
+            return
+        self._inbox_fds.extend(fds)
+        if len(self._inbox_fds) > _MAX_FDS:
+            self._fail(ProtocolError("descriptors came that no message asks for"))
+            return
+        if not data:
+            self._fail(ProtocolError("closed in mid-message") if self._inbox else None)
+            return
+        self._inbox += data
+        try:
+            self._deliver()
+        except ProtocolError as error:
+            self._fail(error)
+
+    def _deliver(self) -> None:
+        while not self._closed:
+            if self._header is None:
+                if len(self._inbox) < HEADER_SIZE:
+                    return
+                self._header = parse_header(bytes(self._inbox[:HEADER_SIZE]))
+                del self._inbox[:HEADER_SIZE]
+            header = self._header
+            if len(self._inbox) < header.size:
+                return
+            body = bytes(self._inbox[: header.size])
+            del self._inbox[: header.size]
+            self._header = None
+            message = parse(header, body)
+            wanted = fd_count(header, body)
+            if len(self._inbox_fds) < wanted:
+                raise ProtocolError(
+                    f"{header.type.name} came with {len(self._inbox_fds)} descriptors, not {wanted}"
+                )
+            fds = [self._inbox_fds.popleft() for _ in range(wanted)]
+            self._receiver.message_received(message, fds)
+
+
+def close_fds(fds: list[int]) -> None:
+    """Close descriptors that nobody wants."""
+    for fd in fds:
+        with contextlib.suppress(OSError):
+            os.close(fd)

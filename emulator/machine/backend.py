@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: MIT
+"""The backend process: a VMBus host that serves one QEMU, and a control socket beside it.
+
+It follows vhost-user's rules for backend programs: it does not daemonise, ends on SIGTERM, fails
+early with a status other than 0, and takes its socket by path or by descriptor. When the frontend
+goes away it waits for the next one, with a guest forgotten (docs/vmbus-user.md, "Disconnect").
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import logging
+import os
+import signal
+import socket
+from pathlib import Path
+from typing import Any
+
+from emulator.devices import DeviceStateError
+from emulator.link import Session
+from emulator.machine.config import HostConfig
+from emulator.machine.control import ControlError, ControlServer
+from emulator.machine.host import VmbusHost
+
+log = logging.getLogger(__name__)
+
+
+def listen(path: Path) -> socket.socket:
+    """Bind a stream socket at ``path``, replacing a stale one; raises OSError."""
+    with contextlib.suppress(FileNotFoundError):
+        path.unlink()
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    sock.bind(str(path))
+    sock.listen(1)
+    return sock
+
+
+async def serve(
+    config: HostConfig, listener: socket.socket, control: socket.socket
+) -> None:
+    """Serve frontends that connect to ``listener``, one at a time, until SIGTERM or SIGINT."""
+    loop = asyncio.get_running_loop()
+    listener.setblocking(False)
+    host = VmbusHost(config)
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+
+    def accept() -> None:
+        try:
+            sock, _ = listener.accept()
+        except BlockingIOError:
+            return
+        if host.connected:
+            log.error("a second frontend tried to connect; one VM has one backend")
+            sock.close()
+            return
+        log.info("QEMU connected")
+        host.attach(Session(sock, host))
+
+    server = await ControlServer(_runner(host)).listen(control)
+    loop.add_reader(listener, accept)
+    # What is alive now lives as long as the process: keep it out of every later collection.
+    gc.collect()
+    gc.freeze()
+    async with server:
+        await stop.wait()
+    loop.remove_reader(listener)
+
+
+def _runner(host: VmbusHost) -> Any:
+    async def status(_: dict[str, Any]) -> Any:
+        return {
+            "pid": os.getpid(),
+            "connected": host.connected,
+            "channels": [str(channel) for channel in host.bus.channels()],
+            "guest_errors": list(host.guest_errors),
+            "peak_private_kib": peak_private_kib(),
+        }
+
+    async def run(command: str, args: dict[str, Any]) -> Any:
+        if command == "status":
+            return await status(args)
+        name, _, verb = command.partition(".")
+        device = host.devices.get(name)
+        action = device.commands().get(verb) if device else None
+        if action is None:
+            raise ControlError(f"there is no command {command!r}")
+        try:
+            return await action(args)
+        except (DeviceStateError, ValueError, TypeError) as error:
+            raise ControlError(f"{command}: {error}") from error
+
+    return run
+
+
+def peak_private_kib() -> int:
+    """Return the process's peak memory beside guest RAM, in KiB (proc(5): VmHWM less RssShmem)."""
+    fields = dict(
+        line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines()
+    )
+    return int(fields["VmHWM"].split()[0]) - int(fields["RssShmem"].split()[0])

@@ -1,0 +1,464 @@
+# SPDX-License-Identifier: MIT
+"""The VMBus host of one VM: joins the link, the bus, the rings and the devices.
+
+The parts below are pure: the bus turns messages into effects, a KMCL channel turns rings into calls.
+This file carries effects and calls out: it makes eventfds, maps rings, and passes what happens from
+one part to the next. It decides nothing about channels.
+
+The order of a load matters and is kept in :meth:`VmbusHost.load`: bus first, then each device, then
+"revoke unclaimed"; all of it into new objects, which replace the old ones only when nothing was refused.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final, assert_never
+
+import msgspec
+
+from emulator.bus import (
+    BusConfig,
+    BusConnected,
+    BusDisconnected,
+    BusHost,
+    BusState,
+    ChannelClosing,
+    ChannelMoved,
+    ChannelOpening,
+    ChannelReleased,
+    Effect,
+    GpadlCreated,
+    GpadlTearingDown,
+    GuestError,
+    Offer,
+    OfferKey,
+    OpenParams,
+    RestoreMismatch,
+    SendMessage,
+)
+from emulator.devices import Device, DeviceState, DeviceStateError, make_device
+from emulator.kmcl import OfferParams, ServerChannel
+from emulator.link import Post, Region, Session, StateRefused, Status
+from emulator.machine.config import HostConfig
+from emulator.memory import GpaError, GuestMemory, PageView, RamRegion
+from emulator.ring import IncomingRing, OutgoingRing
+from emulator.wire.packet import GpaRange
+
+log = logging.getLogger(__name__)
+
+PAGE: Final = 4096
+STATE_VERSION: Final = 1
+_POST_LIMIT: Final = 64
+
+
+class DeferredMessage(msgspec.Struct, frozen=True, array_like=True):
+    """A guest message taken from the frontend that waits for room among the posts."""
+
+    connection_id: int
+    payload: bytes
+
+
+class HostState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The whole VMBus host in a snapshot."""
+
+    version: int
+    vm: str
+    bus: BusState
+    posts: list[Post]
+    deferred: list[DeferredMessage]
+    devices: list[DeviceState]
+
+
+@dataclass(slots=True)
+class _Slot:
+    """One offered channel, and what it has while it is open."""
+
+    key: OfferKey
+    channel: ServerChannel
+    params: OpenParams | None = None
+    doorbell: int = -1
+    interrupt: int = -1
+    gpadls: dict[int, tuple[GpaRange, ...]] = field(default_factory=dict)
+
+
+class VmbusHost:
+    """The VMBus host of one VM. Everything runs on one event loop; nothing blocks.
+
+    It is the :class:`~emulator.link.SessionHandler` of the connection to QEMU and the
+    :class:`~emulator.kmcl.ChannelPort` of all channels.
+    """
+
+    def __init__(self, config: HostConfig) -> None:
+        """Make the host with the devices of ``config``, powered on and offered."""
+        self._config = config
+        self._session: Session | None = None
+        self._memory: GuestMemory | None = None
+        self._deferred: deque[DeferredMessage] = deque()
+        self._pumping = False
+        self._stopped = True
+        self._restoring: dict[OfferKey, OpenParams | None] = {}
+        self.guest_errors: deque[str] = deque(maxlen=64)
+        self._bus = BusHost(BusConfig())
+        self._slots: dict[OfferKey, _Slot] = {}
+        self.devices: dict[str, Device] = self._make_devices()
+        for device in self.devices.values():
+            device.power_on()
+
+    def _make_devices(self) -> dict[str, Device]:
+        return {
+            device.name: make_device(device.kind, device.name, self._config.vm, self)
+            for device in self._config.devices
+        }
+
+    def attach(self, session: Session) -> None:
+        """Use ``session`` as the connection to the frontend."""
+        self._session = session
+
+    @property
+    def connected(self) -> bool:
+        """Whether a frontend is connected."""
+        return self._session is not None
+
+    @property
+    def bus(self) -> BusHost:
+        """The bus, for inspection."""
+        return self._bus
+
+    # SessionHandler: what the frontend does.
+
+    def memory_changed(self, regions: tuple[Region, ...], fds: list[int]) -> None:
+        """Map guest RAM. Rings that are open keep the mapping they were made on."""
+        self._memory = GuestMemory.map(
+            [
+                (RamRegion(region.gpa, region.size, region.fd_offset), fd)
+                for region, fd in zip(regions, fds, strict=True)
+            ]
+        )
+
+    def reset(self) -> None:
+        """Close every channel and forget the guest; offers stay."""
+        self._deferred.clear()
+        self._bus.reset()
+        self._pump()
+
+    def guest_message(self, connection_id: int, vp_index: int, payload: bytes) -> None:
+        """Take a message of the guest, now or when the guest has read enough of ours."""
+        self._deferred.append(DeferredMessage(connection_id, payload))
+        self._take_messages()
+
+    def post_delivered(self) -> None:
+        """Go on with guest messages that waited for room."""
+        self._take_messages()
+
+    def _take_messages(self) -> None:
+        # A guest that asks and never reads would otherwise queue answers here without bound.
+        while self._deferred and self._session and len(self._session.posts) < _POST_LIMIT:
+            message = self._deferred.popleft()
+            self._bus.guest_message(message.connection_id, message.payload)
+            self._session.credit()
+            self._pump()
+
+    def resumed(self) -> None:
+        """Run the devices."""
+        self._stopped = False
+        for device in self.devices.values():
+            device.resume()
+
+    def stopping(self, done: Callable[[], None]) -> None:
+        """Pause the devices; they drain what they hold."""
+        waiting = len(self.devices)
+
+        def paused() -> None:
+            nonlocal waiting
+            waiting -= 1
+            if waiting == 0:
+                self._stopped = True
+                done()
+
+        if not self.devices:
+            self._stopped = True
+            done()
+        for device in list(self.devices.values()):
+            device.pause(paused)
+
+    def save(self) -> bytes:
+        """Encode the host; raises :class:`StateRefused`."""
+        if not self._stopped:
+            held = ", ".join(self.devices)
+            raise StateRefused(f"the devices ({held}) have not drained their packets")
+        try:
+            state = HostState(
+                version=STATE_VERSION,
+                vm=self._config.vm,
+                bus=self._bus.save(),
+                posts=list(self._session.posts) if self._session else [],
+                deferred=list(self._deferred),
+                devices=[device.save() for device in self.devices.values()],
+            )
+        except DeviceStateError as error:
+            raise StateRefused(str(error)) from error
+        return msgspec.msgpack.encode(state)
+
+    def load(self, state: bytes) -> None:
+        """Take the state of :meth:`save`; raises :class:`StateRefused` with all that is wrong."""
+        try:
+            saved = msgspec.msgpack.decode(state, type=HostState)
+        except msgspec.DecodeError as error:
+            raise StateRefused(f"the VMBus state cannot be read: {error}") from error
+        self._check(saved)
+        old = (self._bus, self._slots, self.devices)
+        self._bus, self._slots = BusHost(BusConfig()), {}
+        try:
+            self._restoring = {
+                channel.key: channel.open for channel in self._bus.restore(saved.bus)
+            }
+            self.devices = self._make_devices()
+            for device, device_state in zip(
+                self.devices.values(), self._in_order(saved), strict=True
+            ):
+                device.restore(device_state)
+            self._bus.finish_restore()
+        except (DeviceStateError, RestoreMismatch, GpaError) as error:
+            self._bus, self._slots, self.devices = old
+            raise StateRefused(str(error)) from error
+        finally:
+            self._restoring = {}
+        self._deferred = deque(saved.deferred)
+        if self._session is not None:
+            for post in saved.posts:
+                self._session.post(post)
+
+    def _in_order(self, saved: HostState) -> list[DeviceState]:
+        by_name = {device.name: device for device in saved.devices}
+        return [by_name[name] for name in self.devices]
+
+    def _check(self, saved: HostState) -> None:
+        """Name every way in which the snapshot is not of this machine, at once."""
+        problems: list[str] = []
+        if saved.version != STATE_VERSION:
+            problems.append(f"state version {saved.version}, not {STATE_VERSION}")
+        if saved.vm != self._config.vm:
+            problems.append(f"machine {saved.vm!r}, not {self._config.vm!r}")
+        theirs = {device.name: device.kind for device in saved.devices}
+        ours = {device.name: device.kind for device in self._config.devices}
+        for name in sorted(theirs.keys() | ours.keys()):
+            if theirs.get(name) != ours.get(name):
+                problems.append(
+                    f"device {name}: {theirs.get(name, 'absent')} in the snapshot, "
+                    f"{ours.get(name, 'absent')} here"
+                )
+        if problems:
+            raise StateRefused("the snapshot is of another machine: " + "; ".join(problems))
+
+    def loaded(self) -> None:
+        """Register the restored channels with the frontend."""
+        for slot in self._slots.values():
+            if slot.params is not None:
+                self._register(slot, slot.params)
+        self._pump()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """Forget the guest of the connection that ended."""
+        if error is not None:
+            log.error("the connection to QEMU ended: %s", error)
+        else:
+            log.info("QEMU closed the connection")
+        self._session = None
+        if not self._stopped:
+            self.stopping(lambda: None)
+        self.reset()
+
+    # ChannelPort: what the channels do.
+
+    def offer(self, channel: ServerChannel, params: OfferParams) -> None:
+        """Offer the channel; during a load, claim its restored state."""
+        key = OfferKey(params.interface, params.instance, params.subchannel_index)
+        slot = self._slots[key] = _Slot(key, channel)
+        self._bus.offer(
+            Offer(
+                key=key,
+                user_defined=params.user_defined,
+                flags=params.flags,
+                mmio_megabytes=params.mmio_megabytes,
+                mmio_megabytes_optional=params.mmio_megabytes_optional,
+            )
+        )
+        opened = self._restoring.get(key)
+        if opened is not None:
+            incoming, outgoing = self._rings(slot, opened)
+            channel.port_restored(incoming, outgoing)
+        elif not self._restoring:
+            self._pump()
+
+    def revoke(self, channel: ServerChannel, done: Callable[[], None]) -> None:
+        """Rescind the channel's offer; the channel has closed itself already."""
+        slot = self._slot_of(channel)
+        self._release(slot)
+        del self._slots[slot.key]
+        self._bus.rescind(slot.key)
+        self._pump()
+        done()
+
+    def signal(self, channel: ServerChannel) -> None:
+        """Interrupt the guest on the channel's event flag."""
+        slot = self._slot_of(channel)
+        if slot.interrupt >= 0:
+            # EAGAIN: the counter is full, so an interrupt is pending anyway.
+            with contextlib.suppress(BlockingIOError):
+                os.eventfd_write(slot.interrupt, 1)
+
+    def gpadl_pages(self, channel: ServerChannel, handle: int) -> PageView:
+        """Return the pages of a GPADL of the channel; raises KeyError."""
+        ranges = self._slot_of(channel).gpadls[handle]
+        return self._ram.pages([pfn for gpa_range in ranges for pfn in gpa_range.pfns])
+
+    def external_data(self, ranges: tuple[GpaRange, ...]) -> list[memoryview]:
+        """Return slices of guest memory for a GPA-direct packet; raises GpaError."""
+        ram = self._ram
+        return [piece for gpa_range in ranges for piece in ram.range(gpa_range)]
+
+    @property
+    def _ram(self) -> GuestMemory:
+        if self._memory is None:
+            raise GpaError(0, 0)
+        return self._memory
+
+    def _slot_of(self, channel: ServerChannel) -> _Slot:
+        for slot in self._slots.values():
+            if slot.channel is channel:
+                return slot
+        raise KeyError("the channel is not offered")
+
+    # Effects of the bus.
+
+    def _pump(self) -> None:
+        """Carry out what the bus asks for, and what that makes it ask for."""
+        if self._pumping:
+            return
+        self._pumping = True
+        try:
+            while effects := self._bus.take_effects():
+                for effect in effects:
+                    self._carry_out(effect)
+        finally:
+            self._pumping = False
+
+    def _carry_out(self, effect: Effect) -> None:
+        match effect:
+            case SendMessage():
+                if self._session is not None:
+                    self._session.post(Post(effect.vp, effect.sint, effect.payload))
+            case ChannelOpening():
+                self._open(self._slots[effect.key], effect.params)
+            case ChannelClosing():
+                self._close(effect.key)
+            case ChannelMoved():
+                self._move(self._slots[effect.key], effect.target_vp)
+            case GpadlCreated():
+                self._slots[effect.key].gpadls[effect.gpadl_id] = effect.ranges
+            case GpadlTearingDown():
+                if slot := self._slots.get(effect.key):
+                    slot.gpadls.pop(effect.gpadl_id, None)
+                self._bus.gpadl_released(effect.key, effect.gpadl_id)
+            case BusConnected():
+                log.info("guest connected, VMBus %s", effect.version.name)
+            case BusDisconnected():
+                log.info("guest disconnected: %s", effect.reason)
+            case ChannelReleased():
+                log.debug("guest released %s", effect.key)
+            case GuestError():
+                log.warning("guest: %s", effect.text)
+                self.guest_errors.append(effect.text)
+            case _:
+                assert_never(effect)
+
+    def _rings(self, slot: _Slot, params: OpenParams) -> tuple[IncomingRing, OutgoingRing]:
+        view = self._ram.pages(params.ring_pfns)
+        split = params.downstream_page_offset * PAGE
+        if not 2 * PAGE <= split <= len(view) - 2 * PAGE:
+            raise GpaError(params.ring_pfns[0] * PAGE, len(view))
+        slot.params = params
+        slot.doorbell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        slot.interrupt = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        return (
+            IncomingRing(view.sub(0, split)),
+            OutgoingRing(view.sub(split, len(view) - split)),
+        )
+
+    def _open(self, slot: _Slot, params: OpenParams) -> None:
+        try:
+            incoming, outgoing = self._rings(slot, params)
+            ok = slot.channel.port_opened(incoming, outgoing).is_success
+        except GpaError as error:
+            self.guest_errors.append(f"channel {params.channel_id}: bad ring: {error}")
+            ok = False
+        if ok:
+            self._register(slot, params)
+        else:
+            self._release(slot)
+        self._bus.open_result(slot.key, ok)
+
+    def _register(self, slot: _Slot, params: OpenParams) -> None:
+        if self._session is None:
+            return
+        doorbell = slot.doorbell
+
+        def rung() -> None:
+            with contextlib.suppress(BlockingIOError):
+                os.eventfd_read(doorbell)
+            slot.channel.port_interrupt()
+
+        def registered(status: Status) -> None:
+            # A signal that the guest sent before the registration was lost: look once.
+            if status is Status.DONE and slot.doorbell == doorbell:
+                slot.channel.port_interrupt()
+
+        asyncio.get_running_loop().add_reader(doorbell, rung)
+        self._session.add_doorbell(params.connection_id, doorbell, registered)
+        self._move(slot, params.target_vp)
+
+    def _move(self, slot: _Slot, target_vp: int | None) -> None:
+        if slot.params is None or self._session is None:
+            return
+        if target_vp is None:
+            self._session.del_interrupt(slot.params.channel_id)
+            return
+        self._session.add_interrupt(
+            slot.params.channel_id,
+            target_vp,
+            slot.params.target_sint,
+            slot.params.event_flag,
+            slot.interrupt,
+        )
+
+    def _close(self, key: OfferKey) -> None:
+        slot = self._slots.get(key)
+        if slot is None:
+            self._bus.close_done(key)
+            return
+
+        def closed() -> None:
+            self._release(slot)
+            self._bus.close_done(key)
+            self._pump()
+
+        slot.channel.port_closed(closed)
+
+    def _release(self, slot: _Slot) -> None:
+        """Drop what an open channel has; idempotent."""
+        params, slot.params = slot.params, None
+        if slot.doorbell >= 0:
+            asyncio.get_running_loop().remove_reader(slot.doorbell)
+            os.close(slot.doorbell)
+            os.close(slot.interrupt)
+            slot.doorbell = slot.interrupt = -1
+        if params is not None and self._session is not None:
+            self._session.del_doorbell(params.connection_id)
+            self._session.del_interrupt(params.channel_id)
+

@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: MIT
+"""QEMU as a child process: which binary, which accelerator, which command line.
+
+The command line is a value that can be shown (``--dry-run``) and compared. Nothing of it is hidden in
+a configuration file, and no default devices are taken.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from emulator.machine.config import Accel, MachineConfig
+
+HYPERV_FLAGS: Final = (
+    "hv-relaxed",
+    "hv-vapic",
+    "hv-time",
+    "hv-crash",
+    "hv-reset",
+    "hv-vpindex",
+    "hv-runtime",
+    "hv-synic",
+    "hv-stimer",
+    "hv-stimer-direct",
+    "hv-frequencies",
+    "hv-tlbflush",
+    "hv-ipi",
+    "hv-avic",
+    "hv-spinlocks=0xfff",
+)
+"""What Windows and Linux want of a Hyper-V that has a VMBus (QEMU: docs/system/i386/hyperv.rst)."""
+
+_FIRMWARE: Final = ("/usr/share/seabios", "/usr/share/qemu")
+_KVM_CHECK_EXTENSION: Final = 0xAE03
+_KVM_CAP_HYPERV_SYNIC2: Final = 148
+_KVM_CAP_HYPERV_VP_INDEX: Final = 151
+
+
+class QemuError(Exception):
+    """QEMU is missing, is not ours, or ended; the text says what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sockets:
+    """Where a machine's sockets are; all of them are in its runtime folder."""
+
+    vmbus: Path
+    qmp: Path
+    console: Path
+    control: Path
+
+    @classmethod
+    def under(cls, folder: Path) -> Sockets:
+        """Name the sockets of the machine whose runtime folder this is."""
+        return cls(
+            folder / "vmbus.sock",
+            folder / "qmp.sock",
+            folder / "console.sock",
+            folder / "control.sock",
+        )
+
+
+def find_qemu() -> Path:
+    """Return the patched QEMU: ``$VMBUS_QEMU``, or what ``scripts/build-qemu`` built last.
+
+    Raises :class:`QemuError`.
+    """
+    if named := os.environ.get("VMBUS_QEMU"):
+        path = Path(named)
+        if not os.access(path, os.X_OK):
+            raise QemuError(f"VMBUS_QEMU names {path}, which is not a program")
+        return path
+    script = Path(__file__).parents[2] / "scripts" / "build-qemu"
+    try:
+        result = subprocess.run(
+            [script, "--print-path"], capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise QemuError(
+            "the patched QEMU has not been built; run scripts/build-qemu or set VMBUS_QEMU"
+        ) from error
+    return Path(result.stdout.strip().splitlines()[-1])
+
+
+def check_qemu(qemu: Path) -> str:
+    """Return QEMU's version line; raises :class:`QemuError` if it lacks the vmbus-user device."""
+    try:
+        version = subprocess.run([qemu, "--version"], capture_output=True, text=True, check=True)
+        devices = subprocess.run(
+            [qemu, "-machine", "none", "-device", "help"],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise QemuError(f"{qemu} does not run: {error}") from error
+    if '"vmbus-user"' not in devices.stdout:
+        raise QemuError(
+            f"{qemu} has no vmbus-user device: it was built without this project's patches; "
+            "run scripts/build-qemu and unset VMBUS_QEMU"
+        )
+    return version.stdout.splitlines()[0]
+
+
+def choose_accel(wanted: Accel) -> Accel:
+    """Turn ``auto`` into the accelerator to use; raises :class:`QemuError` for a KVM that cannot."""
+    if wanted is Accel.TCG:
+        return wanted
+    lack = _kvm_lacks()
+    if not lack:
+        return Accel.KVM
+    if wanted is Accel.KVM:
+        raise QemuError(f"KVM cannot run a Hyper-V guest here: {lack}; use --accel tcg")
+    return Accel.TCG
+
+
+def _kvm_lacks() -> str:
+    try:
+        kvm = os.open("/dev/kvm", os.O_RDWR | os.O_CLOEXEC)
+    except OSError as error:
+        return f"/dev/kvm: {error.strerror}"
+    try:
+        for name, capability in (
+            ("KVM_CAP_HYPERV_SYNIC2", _KVM_CAP_HYPERV_SYNIC2),
+            ("KVM_CAP_HYPERV_VP_INDEX", _KVM_CAP_HYPERV_VP_INDEX),
+        ):
+            if fcntl.ioctl(kvm, _KVM_CHECK_EXTENSION, capability) <= 0:
+                return f"the kernel has no {name}"
+    except OSError as error:
+        return f"/dev/kvm: {error.strerror}"
+    finally:
+        os.close(kvm)
+    return ""
+
+
+def command_line(
+    qemu: Path, config: MachineConfig, sockets: Sockets, *, accel: Accel, incoming: bool
+) -> list[str]:
+    """Return the argument list for one machine; ``incoming`` waits for a snapshot instead of booting."""
+    cpu = "max" if accel is Accel.TCG else "host"
+    args = [str(qemu), "-name", config.name, "-nodefaults", "-no-user-config", "-display", "none"]
+    for folder in _FIRMWARE:
+        args += ["-L", folder]
+    args += [
+        "-machine",
+        f"q35,accel={accel.value},memory-backend=ram",
+        "-cpu",
+        ",".join((cpu, *HYPERV_FLAGS)),
+        "-smp",
+        str(config.smp),
+        "-m",
+        f"{config.memory_mib}M",
+        "-object",
+        f"memory-backend-memfd,id=ram,size={config.memory_mib}M,share=on",
+        "-kernel",
+        str(config.kernel),
+        "-initrd",
+        str(config.initramfs),
+        "-append",
+        f"console=ttyS0 panic=-1 {config.append}".rstrip(),
+        "-chardev",
+        f"socket,id=console,path={sockets.console}",
+        "-serial",
+        "chardev:console",
+        "-chardev",
+        f"socket,id=qmp,path={sockets.qmp}",
+        "-mon",
+        "chardev=qmp,mode=control",
+    ]
+    if config.vmbus:
+        args += [
+            "-chardev",
+            f"socket,id=vmbus,path={sockets.vmbus}",
+            "-device",
+            "vmbus-user,chardev=vmbus",
+        ]
+    if incoming:
+        args += ["-incoming", "defer"]
+    return args

@@ -1,0 +1,259 @@
+# SPDX-License-Identifier: MIT
+"""One virtual machine: its QEMU, its VMBus backend, its console, its snapshots.
+
+A machine is booted or restored, used, saved, and killed; every run is new processes. QEMU is driven by
+QMP; the backend by its control socket. The death of either child ends whatever is waited for, with the
+child's last words.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import datetime
+import importlib.metadata
+import sys
+import tempfile
+from collections.abc import Awaitable
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import msgspec
+from qemu.qmp import ExecuteError, QMPClient, QMPError
+
+from emulator.machine.backend import listen
+from emulator.machine.config import Accel, MachineConfig
+from emulator.machine.console import Console
+from emulator.machine.control import ControlClient, ControlError
+from emulator.machine.process import Child, ProcessDied
+from emulator.machine.qemu import QemuError, Sockets, check_qemu, choose_accel, command_line
+from emulator.machine.snapshot import (
+    STATE,
+    Draft,
+    Machine,
+    Manifest,
+    SnapshotError,
+    check_machine,
+    damage,
+    file_entry,
+    read_manifest,
+)
+
+T = TypeVar("T")
+
+_BANDWIDTH: Final = 1 << 40
+"""Bytes per second for a migration to a file: QEMU's default of 128 MiB/s is for networks."""
+
+
+class VirtualMachine:
+    """One run of a machine. Use as an async context manager; leaving it kills what runs."""
+
+    def __init__(self, config: MachineConfig, *, qemu: Path, logs: Path) -> None:
+        """Prepare a run of ``config``; logs of the run go to the folder ``logs``.
+
+        Raises :class:`~emulator.machine.qemu.QemuError` if QEMU or the accelerator will not do.
+        """
+        self.config = config
+        self.accel: Accel = choose_accel(config.accel)
+        self._qemu = qemu
+        self._logs = logs
+        self._runtime: tempfile.TemporaryDirectory[str] | None = None
+        self.console = Console(logs / "console.log")
+        self._qmp = QMPClient(config.name)
+        self._control: ControlClient | None = None
+        self.qemu_child: Child | None = None
+        self.backend_child: Child | None = None
+
+    async def __aenter__(self) -> VirtualMachine:
+        """Make the runtime folder."""
+        self._logs.mkdir(parents=True, exist_ok=True)
+        self._runtime = tempfile.TemporaryDirectory(prefix="vmbus-")
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Kill what runs and remove the runtime folder."""
+        await self.kill()
+        if self._runtime is not None:
+            self._runtime.cleanup()
+
+    # Life.
+
+    async def boot(self) -> None:
+        """Start the machine; returns when QEMU runs the guest."""
+        await self._spawn(incoming=False)
+
+    async def restore(self, folder: Path) -> None:
+        """Start the machine from a snapshot; returns when the guest runs.
+
+        Raises :class:`SnapshotError` before the guest runs if anything is amiss; the snapshot is not changed.
+        """
+        manifest = read_manifest(folder)
+        check_machine(
+            manifest, Machine.of(self.config, self.accel), await _version(self._qemu)
+        )
+        # The checksums are compared while QEMU loads, and are known before the guest runs.
+        verdict = asyncio.create_task(asyncio.to_thread(damage, folder, manifest))
+        try:
+            await self._spawn(incoming=True)
+            failure = await self._incoming(folder / STATE)
+        except ProcessDied as error:
+            failure = str(error)
+        except BaseException:
+            verdict.cancel()
+            raise
+        if wrong := await verdict:
+            raise SnapshotError(wrong)
+        if failure:
+            raise SnapshotError(f"{folder} cannot be restored: {failure}")
+        await self.qmp("cont")
+
+    async def save(self, folder: Path, *, resume: bool = False) -> Manifest:
+        """Stop the guest and save it to ``folder``, which must not exist.
+
+        On failure nothing is left on disk and the guest runs on; on success it stays stopped unless
+        ``resume``. Raises :class:`SnapshotError`.
+        """
+        with Draft(folder) as draft:
+            await self.qmp("stop")
+            try:
+                if failure := await self._migrate(draft.path / STATE):
+                    raise SnapshotError(f"the machine could not be saved: {failure}")
+                manifest = await asyncio.to_thread(self._manifest, draft.path)
+                draft.publish(manifest)
+            except (SnapshotError, OSError) as error:
+                with contextlib.suppress(QMPError, ProcessDied):
+                    await self.qmp("cont")
+                if isinstance(error, OSError):
+                    raise SnapshotError(f"cannot write {folder}: {error.strerror}") from error
+                raise
+            if resume:
+                await self.qmp("cont")
+            return manifest
+
+    async def kill(self) -> None:
+        """Kill QEMU and the backend with SIGKILL."""
+        with contextlib.suppress(QMPError):
+            await self._qmp.disconnect()
+        if self._control is not None:
+            await self._control.close()
+            self._control = None
+        for child in (self.qemu_child, self.backend_child):
+            if child is not None:
+                await child.kill()
+        await self.console.close()
+
+    async def _spawn(self, *, incoming: bool) -> None:
+        assert self._runtime is not None, "use the machine as a context manager"
+        sockets = Sockets.under(Path(self._runtime.name))
+        await self.console.listen(sockets.console)
+        await self._qmp.start_server(str(sockets.qmp))
+        if self.config.vmbus:
+            await self._spawn_backend(sockets)
+        args = command_line(
+            self._qemu, self.config, sockets, accel=self.accel, incoming=incoming
+        )
+        try:
+            self.qemu_child = await Child.start("QEMU", args, self._logs / "qemu.log")
+        except OSError as error:
+            raise QemuError(f"cannot start {self._qemu}: {error.strerror}") from error
+        try:
+            await self.watch(self._qmp.accept())
+        except ProcessDied as error:
+            # Most often an option this QEMU does not know: say which piece is missing.
+            check_qemu(self._qemu)
+            raise error
+
+    async def _spawn_backend(self, sockets: Sockets) -> None:
+        # The sockets are made here: QEMU can connect while the backend is still starting.
+        vmbus, control = listen(sockets.vmbus), listen(sockets.control)
+        config = Path(sockets.vmbus).with_name("backend.json")
+        config.write_bytes(msgspec.json.encode(self.config.host))
+        args = [sys.executable, "-m", "emulator.machine", f"--fd={vmbus.fileno()}"]
+        args += [f"--control-fd={control.fileno()}", f"--config={config}"]
+        with vmbus, control:
+            self.backend_child = await Child.start(
+                "the VMBus backend",
+                args,
+                self._logs / "backend.log",
+                (vmbus.fileno(), control.fileno()),
+            )
+        self._control = await ControlClient.connect(sockets.control)
+
+    # Work.
+
+    async def watch(self, work: Awaitable[T]) -> T:
+        """Await ``work``; raises :class:`ProcessDied` as soon as a child ends."""
+        task = asyncio.ensure_future(work)
+        children = [child for child in (self.qemu_child, self.backend_child) if child is not None]
+        ends = {child.ended: child for child in children}
+        await asyncio.wait({task, *ends}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError, QMPError, ControlError):
+                await task
+            raise next(child for end, child in ends.items() if end.done()).obituary()
+        return task.result()
+
+    async def qmp(self, command: str, **arguments: Any) -> Any:
+        """Execute a QMP command; raises QMPError or :class:`ProcessDied`."""
+        names = {key.replace("_", "-"): value for key, value in arguments.items()}
+        return await self.watch(self._qmp.execute(command, names or None))
+
+    async def control(self, command: str, **args: Any) -> Any:
+        """Run a command of the backend; raises ControlError or :class:`ProcessDied`."""
+        if self._control is None:
+            raise ControlError("the machine has no VMBus backend")
+        return await self.watch(self._control.call(command, **args))
+
+    async def _migrate(self, file: Path) -> str:
+        """Write the migration stream; returns why it failed, or the empty string."""
+        await self.qmp("migrate-set-parameters", max_bandwidth=_BANDWIDTH)
+        return await self._migration("migrate", file)
+
+    async def _incoming(self, file: Path) -> str:
+        return await self._migration("migrate-incoming", file, exit_on_error=False)
+
+    async def _migration(self, command: str, file: Path, **arguments: Any) -> str:
+        await self.qmp(
+            "migrate-set-capabilities", capabilities=[{"capability": "events", "state": True}]
+        )
+        with self._qmp.listener("MIGRATION") as events:
+            try:
+                await self.qmp(command, uri=f"file:{file}", **arguments)
+            except ExecuteError as error:
+                return str(error)
+            while True:
+                event = await self.watch(events.get())
+                match event["data"]["status"]:
+                    case "completed":
+                        return ""
+                    case "failed" | "cancelled":
+                        return await self._migration_error()
+                    case _:
+                        continue
+
+    async def _migration_error(self) -> str:
+        try:
+            info = await self.qmp("query-migrate")
+        except ProcessDied as error:
+            return str(error)
+        words = self.qemu_child.last_words() if self.qemu_child else ""
+        return "; ".join(filter(None, (info.get("error-desc", ""), words))) or "no reason given"
+
+    def _manifest(self, folder: Path) -> Manifest:
+        return Manifest(
+            format=1,
+            created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            tool=importlib.metadata.version("vmbus-emulator"),
+            qemu=check_qemu(self._qemu),
+            machine=Machine.of(self.config, self.accel),
+            kernel=file_entry(self.config.kernel),
+            initramfs=file_entry(self.config.initramfs),
+            files={STATE: file_entry(folder / STATE)},
+        )
+
+
+async def _version(qemu: Path) -> str:
+    return await asyncio.to_thread(check_qemu, qemu)
+
+
