@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The ``vmbus`` command. Floor 8: commands, progress, tables; heavy imports wait for the command."""
+"""The ``vmbus`` command: commands, progress, tables. Heavy imports wait for the command."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def demo(
     ] = None,
     dry_run: Annotated[bool, typer.Option(help="print QEMU's command line and end")] = False,
 ) -> None:
-    """Save a guest in mid-conversation, kill everything, restore it, and account for each packet."""
+    """Save a guest in mid-conversation, kill everything, restore, account for each packet."""
     from emulator.lab.demo import PROBE, DemoError
     from emulator.lab.images import ImageError, find_image
     from emulator.machine.config import MachineConfig
@@ -69,9 +69,7 @@ def demo(
         )
         if dry_run:
             sockets = Sockets.under(Path("$RUNTIME"))
-            line = command_line(
-                qemu, config, sockets, accel=choose_accel(accel), incoming=False
-            )
+            line = command_line(qemu, config, sockets, accel=choose_accel(accel), incoming=False)
             typer.echo(shlex.join(line))
             return
         where = _folder(folder)

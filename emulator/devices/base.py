@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
 """What every VSP has in common: its channels' life with the machine, and its saved state.
 
-A device is made of KMCL server channels and nothing lower. The host powers it on, pauses it when the
-virtual CPUs stop, resumes it when they run, saves it while it is paused, and restores it into a
-device made anew from the same configuration. A device saves its channels with the KMCL calls a
+A device is made of KMCL server channels and nothing lower. The host powers it on, pauses it when
+the virtual CPUs stop, resumes it when they run, saves it while it is paused, and restores it into
+a device made anew from the same configuration. A device saves its channels with the KMCL calls a
 Windows VSP uses (VmbChannelSaveBegin and so on) and beside them whatever is its own.
 """
 
@@ -49,9 +49,9 @@ class Device(ABC):
     def __init__(self, name: str, vm: str, port: ChannelPort) -> None:
         """Make the device ``name`` of the machine ``vm``; it offers its channels through ``port``.
 
-        The names make the instance GUIDs: they must be the same in every run of the machine, because
-        Windows keys a device's installation by its instance GUID and both Windows and Linux match
-        offers by it when they wake from hibernation.
+        The names make the instance GUIDs: they must be the same in every run of the machine,
+        because Windows keys a device's installation by its instance GUID and both Windows and
+        Linux match offers by it when they wake from hibernation.
         """
         self.name = name
         self._vm = vm
@@ -102,8 +102,8 @@ class Device(ABC):
         """
         if (state.kind, state.version) != (self.kind, self.state_version):
             raise DeviceStateError(
-                f"device {self.name}: the snapshot holds a {state.kind} of version {state.version}, "
-                f"this machine a {self.kind} of version {self.state_version}"
+                f"device {self.name}: the snapshot holds a {state.kind} of version "
+                f"{state.version}, this machine a {self.kind} of version {self.state_version}"
             )
         if state.channels.keys() != self.channels.keys():
             raise DeviceStateError(

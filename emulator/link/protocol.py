@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: MIT
 """Codec of the vmbus-user protocol: one dataclass a message, one table for all of them.
 
-docs/vmbus-user.md is the specification; section numbers below are its. Nothing here touches a socket:
-bytes in, dataclasses out, and back. The number of file descriptors a message carries is part of the
-table, so that the transport can pair descriptors with messages without knowing their meaning.
+docs/vmbus-user.md is the specification; section numbers below are its. Nothing here touches a
+socket: bytes in, dataclasses out, and back. The number of file descriptors a message carries is
+part of the table, so that the transport can pair descriptors with messages without knowing their
+meaning.
 """
 
 from __future__ import annotations
@@ -81,7 +82,7 @@ class Feature(IntFlag):
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """One region of guest RAM: ``size`` bytes at ``gpa``, found at ``fd_offset`` of its descriptor."""
+    """One region of guest RAM: ``size`` bytes at ``gpa``, at ``fd_offset`` of its descriptor."""
 
     gpa: int
     size: int

@@ -177,9 +177,7 @@ class Session:
             DelDoorbell(self._next_cookie(), connection_id), f"doorbell {connection_id:#x}"
         )
 
-    def add_interrupt(
-        self, ident: int, vp_index: int, sint: int, flag: int, eventfd: int
-    ) -> None:
+    def add_interrupt(self, ident: int, vp_index: int, sint: int, flag: int, eventfd: int) -> None:
         """Let a write to ``eventfd`` set event ``flag`` (1..2047) of (``vp_index``, ``sint``)."""
         self._request(
             AddInterrupt(self._next_cookie(), ident, vp_index, sint, flag),
@@ -219,9 +217,7 @@ class Session:
             cookie = self._next_cookie()
             self._sent[cookie] = post
             self._transport.send(
-                PostMessage(
-                    cookie, post.vp_index, post.sint, HV_MESSAGE_TYPE_VMBUS, post.payload
-                )
+                PostMessage(cookie, post.vp_index, post.sint, HV_MESSAGE_TYPE_VMBUS, post.payload)
             )
 
     # From the frontend.

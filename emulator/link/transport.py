@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: MIT
 """Asyncio transport of vmbus-user: a stream socket that carries messages and file descriptors.
 
-Descriptors arrive with some byte of the stream, not with a message. Since each message type carries
-a fixed number of them, a queue of received descriptors and the order of messages pair the two again.
-Each outgoing message with descriptors is one ``sendmsg``: QEMU's chardev takes the descriptors that
-came with the first bytes of a header and closes any it did not expect.
+Descriptors arrive with some byte of the stream, not with a message. Since each message type
+carries a fixed number of them, a queue of received descriptors and the order of messages pair the
+two again. Each outgoing message with descriptors is one ``sendmsg``: QEMU's chardev takes the
+descriptors that came with the first bytes of a header and closes any it did not expect.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Start the backend process: ``python -m emulator.machine``. Kept free of what only the CLI needs."""
+"""Start the backend process: ``python -m emulator.machine``, without what only the CLI needs."""
 
 from __future__ import annotations
 

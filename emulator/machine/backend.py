@@ -37,9 +37,7 @@ def listen(path: Path) -> socket.socket:
     return sock
 
 
-async def serve(
-    config: HostConfig, listener: socket.socket, control: socket.socket
-) -> None:
+async def serve(config: HostConfig, listener: socket.socket, control: socket.socket) -> None:
     """Serve frontends that connect to ``listener``, one at a time, until SIGTERM or SIGINT."""
     loop = asyncio.get_running_loop()
     listener.setblocking(False)
@@ -98,7 +96,5 @@ def _runner(host: VmbusHost) -> Any:
 
 def peak_private_kib() -> int:
     """Return the process's peak memory beside guest RAM, in KiB (proc(5): VmHWM less RssShmem)."""
-    fields = dict(
-        line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines()
-    )
+    fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     return int(fields["VmHWM"].split()[0]) - int(fields["RssShmem"].split()[0])

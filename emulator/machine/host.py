@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: MIT
 """The VMBus host of one VM: joins the link, the bus, the rings and the devices.
 
-The parts below are pure: the bus turns messages into effects, a KMCL channel turns rings into calls.
-This file carries effects and calls out: it makes eventfds, maps rings, and passes what happens from
-one part to the next. It decides nothing about channels.
+The parts below are pure: the bus turns messages into effects, a KMCL channel turns rings into
+calls. This file carries effects and calls out: it makes eventfds, maps rings, and passes what
+happens from one part to the next. It decides nothing about channels.
 
-The order of a load matters and is kept in :meth:`VmbusHost.load`: bus first, then each device, then
-"revoke unclaimed"; all of it into new objects, which replace the old ones only when nothing was refused.
+The order of a load matters and is kept in :meth:`VmbusHost.load`: bus first, then each device,
+then "revoke unclaimed"; all of it into new objects, which replace the old ones only when nothing
+was refused.
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ from dataclasses import dataclass, field
 from typing import Final, assert_never
 
 import msgspec
-
 from emulator.bus import (
     BusConfig,
     BusConnected,
@@ -42,13 +42,14 @@ from emulator.bus import (
     RestoreMismatch,
     SendMessage,
 )
+from emulator.memory import GpaError, GuestMemory, PageView, RamRegion
+from emulator.ring import IncomingRing, OutgoingRing
+from emulator.wire.packet import GpaRange
+
 from emulator.devices import Device, DeviceState, DeviceStateError, make_device
 from emulator.kmcl import OfferParams, ServerChannel
 from emulator.link import Post, Region, Session, StateRefused, Status
 from emulator.machine.config import HostConfig
-from emulator.memory import GpaError, GuestMemory, PageView, RamRegion
-from emulator.ring import IncomingRing, OutgoingRing
-from emulator.wire.packet import GpaRange
 
 log = logging.getLogger(__name__)
 
@@ -461,4 +462,3 @@ class VmbusHost:
         if params is not None and self._session is not None:
             self._session.del_doorbell(params.connection_id)
             self._session.del_interrupt(params.channel_id)
-

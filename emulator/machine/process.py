@@ -28,7 +28,8 @@ class Child:
     ) -> Child:
         """Start ``args``; raises OSError if it cannot be executed.
 
-        The kernel kills the child when this process ends in whatever way (prctl(2), PR_SET_PDEATHSIG).
+        The kernel kills the child when this process ends in whatever way (prctl(2),
+        PR_SET_PDEATHSIG).
         """
         with log.open("ab") as output:
             process = await asyncio.create_subprocess_exec(

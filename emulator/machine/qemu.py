@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """QEMU as a child process: which binary, which accelerator, which command line.
 
-The command line is a value that can be shown (``--dry-run``) and compared. Nothing of it is hidden in
-a configuration file, and no default devices are taken.
+The command line is a value that can be shown (``--dry-run``) and compared. Nothing of it is
+hidden in a configuration file, and no default devices are taken.
 """
 
 from __future__ import annotations

@@ -52,9 +52,7 @@ class Machine(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     @classmethod
     def of(cls, config: MachineConfig, accel: Accel) -> Machine:
         """Take from a configuration what a snapshot depends on; ``accel`` is the one in use."""
-        return cls(
-            config.name, config.smp, config.memory_mib, accel, config.vmbus, config.devices
-        )
+        return cls(config.name, config.smp, config.memory_mib, accel, config.vmbus, config.devices)
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
 """One virtual machine: its QEMU, its VMBus backend, its console, its snapshots.
 
-A machine is booted or restored, used, saved, and killed; every run is new processes. QEMU is driven by
-QMP; the backend by its control socket. The death of either child ends whatever is waited for, with the
-child's last words.
+A machine is booted or restored, used, saved, and killed; every run is new processes. QEMU is
+driven by QMP; the backend by its control socket. The death of either child ends whatever is
+waited for, with the child's last words.
 """
 
 from __future__ import annotations
@@ -85,12 +85,11 @@ class VirtualMachine:
     async def restore(self, folder: Path) -> None:
         """Start the machine from a snapshot; returns when the guest runs.
 
-        Raises :class:`SnapshotError` before the guest runs if anything is amiss; the snapshot is not changed.
+        Raises :class:`SnapshotError` before the guest runs if anything is amiss; the snapshot is
+        not changed.
         """
         manifest = read_manifest(folder)
-        check_machine(
-            manifest, Machine.of(self.config, self.accel), await _version(self._qemu)
-        )
+        check_machine(manifest, Machine.of(self.config, self.accel), await _version(self._qemu))
         # The checksums are compared while QEMU loads, and are known before the guest runs.
         verdict = asyncio.create_task(asyncio.to_thread(damage, folder, manifest))
         try:
@@ -149,9 +148,7 @@ class VirtualMachine:
         await self._qmp.start_server(str(sockets.qmp))
         if self.config.vmbus:
             await self._spawn_backend(sockets)
-        args = command_line(
-            self._qemu, self.config, sockets, accel=self.accel, incoming=incoming
-        )
+        args = command_line(self._qemu, self.config, sockets, accel=self.accel, incoming=incoming)
         try:
             self.qemu_child = await Child.start("QEMU", args, self._logs / "qemu.log")
         except OSError as error:
@@ -255,5 +252,3 @@ class VirtualMachine:
 
 async def _version(qemu: Path) -> str:
     return await asyncio.to_thread(check_qemu, qemu)
-
-

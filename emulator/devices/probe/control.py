@@ -85,7 +85,9 @@ class ControlChannel:
             del self._waiting[seq]
         header = Header.parse(answer)
         if header.type != kind | ANSWER_BIT or header.seq != seq:
-            raise MalformedProbe(f"the answer to {kind.name} {seq} is {header.type:#x} {header.seq}")
+            raise MalformedProbe(
+                f"the answer to {kind.name} {seq} is {header.type:#x} {header.seq}"
+            )
         if header.arg:
             raise MalformedProbe(f"the guest does not know {kind.name}")
         reply = answer[HEADER_SIZE : HEADER_SIZE + header.body_size]

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: MIT
 """The probe device (docs/probe.md): numbered transactions of every kind, held back on request.
 
-The device is an ordinary VSP: it completes what it holds when the channel is suspended, saves what its
-outgoing packets mean to it in the save-packet callback, and finds it again in the restore-packet callback.
-Beside that it can be *frozen*: it then holds every guest request until the transaction quota
-stops the queue, tells the guest to stall, and fills the ring and the queue behind it, so that a
-save finds packets of every kind in flight.
+The device is an ordinary VSP: it completes what it holds when the channel is suspended, saves
+what its outgoing packets mean to it in the save-packet callback, and finds it again in the
+restore-packet callback. Beside that it can be *frozen*: it then holds every guest request until
+the transaction quota stops the queue, tells the guest to stall, and fills the ring and the queue
+behind it, so that a save finds packets of every kind in flight.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Final
 
 import msgspec
+from emulator.memory import GpaError
 
 from emulator.devices.base import Command, Device, DeviceStateError
 from emulator.devices.probe.control import ControlChannel, GuestGone
@@ -53,7 +54,6 @@ from emulator.kmcl import (
     ServerChannel,
     StateChangeCallbacks,
 )
-from emulator.memory import GpaError
 from emulator.wire.ntstatus import NtStatus
 
 log = logging.getLogger(__name__)
@@ -115,9 +115,7 @@ class ProbeDevice(Device):
     def _make_channel(self, role: Role) -> ServerChannel:
         channel = ServerChannel(self._port)
         channel.init_set_friendly_name(f"{self.name}-{role.name.lower()}")
-        channel.init_set_target_interface_id(
-            PROBE_INTERFACE, self.instance_guid(role.name.lower())
-        )
+        channel.init_set_target_interface_id(PROBE_INTERFACE, self.instance_guid(role.name.lower()))
         channel.init_set_user_defined(offer_data(role, 1))
         channel.init_set_maximum_packet_size(4096)
         channel.init_set_state_change_callbacks(
@@ -251,7 +249,7 @@ class ProbeDevice(Device):
     # Host packets.
 
     def _talk(self) -> None:
-        """Keep the window of host packets full; while filling, go on until the queue is long enough."""
+        """Keep the window of host packets full; while filling, make the queue long enough."""
         while self._running and self._talking and not self._finishing:
             if self._filling:
                 if self._queue_is_long():
@@ -294,10 +292,11 @@ class ProbeDevice(Device):
         except MalformedProbe:
             self._ledger.bad_completions += 1
             return
-        if (
-            (header.type, header.seq, header.body_crc) != (ProbeType.H_ANSWER, context.seq, context.crc)
-            or header.arg
-        ):
+        if (header.type, header.seq, header.body_crc) != (
+            ProbeType.H_ANSWER,
+            context.seq,
+            context.crc,
+        ) or header.arg:
             self._ledger.bad_completions += 1
 
     # Save and restore.
@@ -436,8 +435,9 @@ class ProbeDevice(Device):
         requests = self._ledger.next_request + int(args.get("requests", 0))
         completions = self._ledger.completions + int(args.get("completions", 0))
         await self._until(
-            lambda: self._ledger.next_request >= requests
-            and self._ledger.completions >= completions
+            lambda: (
+                self._ledger.next_request >= requests and self._ledger.completions >= completions
+            )
         )
         return await self._cmd_counts({})
 

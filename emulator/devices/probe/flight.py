@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""What is in flight on the probe's data channel, by kind: taken down at a save, checked off after it.
+"""What is in flight on the probe's data channel: taken down at a save, checked off after it.
 
-The kinds are those of the KMCL reference's packet object page: the host's packets queued or in the ring,
-and the guest's requests and completions on their way. Each transaction is known by its sequence
-number, so that its fate in the next process can be told one by one.
+The kinds are those of the KMCL reference's packet object page: the host's packets queued or in
+the ring, and the guest's requests and completions on their way. Each transaction is known by its
+sequence number, so that its fate in the next process can be told one by one.
 """
 
 from __future__ import annotations
@@ -30,9 +30,7 @@ class Kind(StrEnum):
 class Flight(msgspec.Struct):
     """Sequence numbers in flight at a save, by kind, and what has become of each since."""
 
-    seqs: dict[Kind, list[int]] = msgspec.field(
-        default_factory=lambda: {kind: [] for kind in Kind}
-    )
+    seqs: dict[Kind, list[int]] = msgspec.field(default_factory=lambda: {kind: [] for kind in Kind})
     seen: dict[Kind, dict[int, int]] = msgspec.field(
         default_factory=lambda: {kind: {} for kind in Kind}
     )
@@ -51,9 +49,7 @@ class Flight(msgspec.Struct):
 
     def packet_completed(self, seq: int) -> None:
         """Note that a host packet was completed: by the guest, or by its entry into the ring."""
-        self._note(
-            seq, Kind.QUEUED_WAIT, Kind.QUEUED_NOTIFY, Kind.IN_RING, Kind.COMPLETION_UNREAD
-        )
+        self._note(seq, Kind.QUEUED_WAIT, Kind.QUEUED_NOTIFY, Kind.IN_RING, Kind.COMPLETION_UNREAD)
 
     def _note(self, seq: int, *kinds: Kind) -> None:
         for kind in kinds:

@@ -137,7 +137,11 @@ def compare(host: HostLedger, guest: GuestLedger) -> Iterator[str]:
         ("digest of completions", guest.host_answered_digest, host.completions_digest),
     ):
         if left != right:
-            yield f"{what}: {left:#x} / {right:#x}" if "digest" in what else f"{what}: {left} / {right}"
+            yield (
+                f"{what}: {left:#x} / {right:#x}"
+                if "digest" in what
+                else f"{what}: {left} / {right}"
+            )
     for what, count in (
         ("guest: answers to requests that are not outstanding", guest.unknown_answers),
         ("guest: answers with a wrong CRC", guest.bad_answers),
