@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: MIT
 """The backend's control socket: one JSON object a line, a command in, a result out.
 
-A request is ``{"id": n, "command": "probe.counts", "args": {...}}``; its answer ``{"id": n,
-"result": ...}`` or
-``{"id": n, "error": "text"}``. Commands may take long (wait for the guest) and are answered in the order
-in which they end. The socket is for the machine's owner; its protection is the folder it is in.
+A request is ``{"id": n, "command": "probe.counts", "args": {...}}``; its answer
+``{"id": n, "result": ...}`` or ``{"id": n, "error": "text"}``. Commands may take long (wait for the
+guest) and are answered in the order in which they end. The socket is for the machine's owner; its
+protection is the folder it is in.
 """
 
 from __future__ import annotations

@@ -108,7 +108,7 @@ def check_qemu(qemu: Path) -> str:
 
 
 def choose_accel(wanted: Accel) -> Accel:
-    """Turn ``auto`` into the accelerator to use; raises :class:`QemuError` for a KVM that cannot."""
+    """Turn ``auto`` into an accelerator; raises :class:`QemuError` for a KVM that cannot."""
     if wanted is Accel.TCG:
         return wanted
     lack = _kvm_lacks()
@@ -141,7 +141,7 @@ def _kvm_lacks() -> str:
 def command_line(
     qemu: Path, config: MachineConfig, sockets: Sockets, *, accel: Accel, incoming: bool
 ) -> list[str]:
-    """Return the argument list for one machine; ``incoming`` waits for a snapshot instead of booting."""
+    """Return the argument list of one machine; ``incoming`` waits for a snapshot to load."""
     cpu = "max" if accel is Accel.TCG else "host"
     args = [str(qemu), "-name", config.name, "-nodefaults", "-no-user-config", "-display", "none"]
     for folder in _FIRMWARE:

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: MIT
 """A snapshot on disk: a folder with QEMU's migration stream and a manifest that vouches for it.
 
-``manifest.json`` names the format, the machine (what must be the same when it is restored), the devices, and
-for each file its size and SHA-256; it ends with its own SHA-256. ``machine.state`` is QEMU's stream; the VMBus
-host's state is inside it (docs/vmbus-user.md section 6), so that RAM, CPUs and host cannot drift apart.
+``manifest.json`` names the format, the machine (what must be the same when it is restored), the
+devices, and for each file its size and SHA-256; it ends with its own SHA-256. ``machine.state`` is
+QEMU's stream; the VMBus host's state is inside it (docs/vmbus-user.md section 6), so that RAM,
+CPUs and host cannot drift apart.
 
 A snapshot is written to a temporary folder beside its place and renamed when it is whole. A restore
 opens it read-only: a restore that fails leaves it as it was.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A model of QEMU's side of vmbus-user, written from docs/vmbus-user.md and not from ``emulator.link``."""
+"""A model of QEMU's side of vmbus-user, written from docs/vmbus-user.md, not from the code."""
 
 from __future__ import annotations
 
