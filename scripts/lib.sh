@@ -40,12 +40,16 @@ need_writable() {
     [ -w "$(existing "$1")" ] || die "$1 is not writable by user $(id -un 2>/dev/null || id -u); $2"
 }
 
-# explain LOG PATH WHAT: say in one line why a command failed, from its log and the state of PATH's file system.
+# explain LOG PATH WHAT: say in one line why a command failed, from its log and from how full the file systems are.
 explain() {
-    local log=$1 path=$2 what=$3
-    # The file system is asked as well because on a full one the log itself may have been cut short.
-    if grep -qiE 'no space left on device|disk quota exceeded' "$log" || [ "$(free_mib "$path")" -lt 8 ]; then
-        die "$what: no room left in $path ($(free_mib "$path") MiB free); make room and run this again"
+    local log=$1 path=$2 what=$3 place
+    # They are asked as well because on a full one the log itself may have been cut short.
+    for place in "$path" "${TMPDIR:-/tmp}"; do
+        [ "$(free_mib "$place")" -ge 8 ] ||
+            die "$what: no room left in $place ($(free_mib "$place") MiB free); make room and run this again"
+    done
+    if grep -qiE 'no space left on device|disk quota exceeded' "$log"; then
+        die "$what: no room left where it writes ($(grep -iE -m 1 'no space left on device|disk quota exceeded' "$log")); make room and run this again"
     elif grep -qiE 'temporary failure (in name resolution|resolving)|name or service not known|network is unreachable|could not (resolve|connect)|connection (refused|timed out|reset)|cannot connect to proxy|failed to fetch|failed to establish a new connection' "$log"; then
         die "$what: the network or the package registry cannot be reached; check the connection and the settings of pip and apt, then run this again"
     elif grep -qiE 'permission denied|operation not permitted|are you root' "$log"; then
