@@ -1,0 +1,15 @@
+# SPDX-License-Identifier: MIT
+"""Guest-physical memory, and views of scattered guest pages with whole, ordered access to words."""
+
+from emulator.memory.guest import GpaError, GuestMemory, MemoryMapError, RamRegion
+from emulator.memory.view import IMPLEMENTATION, PageView, page_view
+
+__all__ = [
+    "IMPLEMENTATION",
+    "GpaError",
+    "GuestMemory",
+    "MemoryMapError",
+    "PageView",
+    "RamRegion",
+    "page_view",
+]

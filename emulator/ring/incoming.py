@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: MIT
+"""The host's end of the guest-to-host ring: reads packets out, and tells when the guest must be
+signalled.
+"""
+
+from collections.abc import Iterator
+
+from emulator.memory import PageView
+from emulator.ring.control import IN, INTERRUPT_MASK, OUT, PENDING_SEND_SIZE, RingEnd
+from emulator.ring.errors import RingCorrupt, RingRule
+from emulator.wire.packet import (
+    DESCRIPTOR_SIZE,
+    TRAILER_SIZE,
+    Descriptor,
+    MalformedPacket,
+    Packet,
+    PacketSummary,
+    decode_body,
+    decode_descriptor,
+)
+
+__all__ = ["IncomingRing"]
+
+
+class IncomingRing(RingEnd):
+    """Reads the packets that a guest writes.
+
+    Make one, then `init_at_open` or `attach`, then as often as there is a doorbell::
+
+        ring.mask()
+        while True:
+            while (packet := ring.read()) is not None:
+                ...
+            if ring.commit():
+                signal the guest
+            if not ring.unmask():
+                break
+
+    A doorbell without data is harmless. Every method that looks at the ring raises RingCorrupt when
+    the guest broke a rule.
+    """
+
+    __slots__ = ("_in", "_out", "_released")
+
+    def __init__(self, view: PageView) -> None:
+        super().__init__(view)
+        # `_released` is `out` as the guest sees it; `_out` is ahead of it by what was read but not
+        # committed; `_in` is the last `in` that was loaded and checked. _released <= _out <= _in
+        # around the ring.
+        self._in = self._out = self._released = 0
+
+    def init_at_open(self) -> None:
+        """Take up a ring that a guest just opened: no doorbells until the first `unmask`.
+
+        The offsets are read, not reset: the guest made the ring.
+        """
+        self._view.store_u32(INTERRUPT_MASK, 1)
+        self._load_offsets()
+
+    def attach(self) -> None:
+        """Take up a ring as it is, with doorbells on: after a restore.
+
+        Read until empty afterwards, without waiting for a doorbell: one from before the attach may
+        have been lost, and one that comes now may be without data.
+        """
+        self._view.store_u32(INTERRUPT_MASK, 0)
+        self._view.fence()
+        self._load_offsets()
+
+    def _load_offsets(self) -> None:
+        self._out = self._released = self._load_offset(OUT)
+        self._in = self._load_offset(IN)
+
+    def read(self) -> Packet | None:
+        """Copy the next packet out; None if there is none.
+
+        The guest may reuse its space only after `commit`.
+        """
+        out = self._out
+        available = self._in - out
+        if not available:
+            available = self._refresh()
+            if not available:
+                return None
+        elif available < 0:
+            available += self._size
+        descriptor = self._descriptor(out, available)
+        length = descriptor.length
+        body = self._read_data(out + DESCRIPTOR_SIZE, length - DESCRIPTOR_SIZE)
+        try:
+            packet = decode_body(descriptor, body)
+        except MalformedPacket as error:
+            raise RingCorrupt(error.rule, f"at {out:#x}: {error.detail}") from error
+        # The trailer is left unread: it repeats what the reader knows, and other hosts ignore it
+        # too.
+        out += length + TRAILER_SIZE
+        self._out = out if out < self._size else out - self._size
+        return packet
+
+    def commit(self) -> bool:
+        """Release the space of all packets read so far; True if the guest must be signalled.
+
+        The guest waits when it could not write a packet; `pending_send_size` is then the free space
+        it waits for. It is signalled once, when the free space reaches that. Windows guests wait
+        with size - 1, for an empty ring: the low 3 bits do not count, or that could never be
+        reached.
+        """
+        old_out, new_out = self._released, self._out
+        if old_out == new_out:
+            return False
+        self._view.store_u32(OUT, new_out)
+        self._released = new_out
+        # The guest stores pending_send_size, fences and looks at `out` again. If that look came
+        # before the store above, the load below comes after its store, and the guest is signalled.
+        self._view.fence()
+        pending = self._view.load_u32(PENDING_SEND_SIZE) & ~7
+        if not pending:
+            return False
+        # Not the cached `in`: a guest that waits may have written smaller packets meanwhile.
+        guest_in = self._load_in()
+        old_free = self._free(guest_in, old_out)
+        return old_free < pending <= self._free(guest_in, new_out)
+
+    def mask(self) -> None:
+        """Ask the guest for no doorbells. A guest may send one all the same."""
+        self._view.store_u32(INTERRUPT_MASK, 1)
+
+    def unmask(self) -> bool:
+        """Ask the guest for doorbells; True if data came meanwhile, and reading must go on.
+
+        Everything read must be committed (else RuntimeError): a guest rings only if it sees the
+        ring go from empty to not empty, and it takes what is uncommitted for unread.
+        """
+        if self._out != self._released:
+            raise RuntimeError("unmask() with packets read but not committed: call commit() first")
+        self._view.store_u32(INTERRUPT_MASK, 0)
+        # A guest that stored `in` before it could see the mask cleared does not ring, so look once
+        # more.
+        self._view.fence()
+        return self._load_in() != self._out
+
+    @property
+    def unread_bytes(self) -> int:
+        """Bytes of packets in the ring that were not read, with their descriptors and trailers."""
+        return (self._load_in() - self._out) % self._size
+
+    def scan(self) -> Iterator[PacketSummary]:
+        """Look at the unread packets, oldest first, and consume none."""
+        position, left = self._out, (self._load_in() - self._out) % self._size
+        while left:
+            descriptor = self._descriptor(position, left)
+            yield PacketSummary(descriptor.type, descriptor.flags, descriptor.transaction_id)
+            taken = descriptor.length + TRAILER_SIZE
+            position = (position + taken) % self._size
+            left -= taken
+
+    def _descriptor(self, position: int, available: int) -> Descriptor:
+        if available < DESCRIPTOR_SIZE + TRAILER_SIZE:
+            raise RingCorrupt(
+                RingRule.PACKET_START, f"at {position:#x}: {available} bytes are published"
+            )
+        try:
+            return decode_descriptor(self._read_data(position, DESCRIPTOR_SIZE), available)
+        except MalformedPacket as error:
+            raise RingCorrupt(error.rule, f"at {position:#x}: {error.detail}") from error
+
+    def _refresh(self) -> int:
+        """Load `in` into the cache; return the unread bytes."""
+        self._in = self._load_in()
+        return (self._in - self._out) % self._size
+
+    def _load_in(self) -> int:
+        """Load `in` and check that it is at or after the last one, and not past `_released`."""
+        loaded = self._load_offset(IN)
+        published = (loaded - self._released) % self._size
+        if published < (self._in - self._released) % self._size:
+            raise RingCorrupt(
+                RingRule.IN_ADVANCE,
+                f"`in` went from {self._in:#x} to {loaded:#x}, `out` is {self._released:#x}",
+            )
+        return loaded
