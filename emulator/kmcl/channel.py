@@ -366,15 +366,7 @@ class ServerChannel(ConfiguredChannel):
             raise self._misuse("only an enabled channel without a peer can be restored open")
         self._connection = Connection.OPEN
         self._signal_at_start = True
-        self.traffic.attach(incoming, outgoing)
-        try:
-            incoming.attach()
-        except RingCorrupt as error:
-            self.traffic.fault(FaultKind.INCOMING_RING, str(error))
-        try:
-            outgoing.attach()
-        except RingCorrupt as error:
-            self.traffic.fault(FaultKind.OUTGOING_RING, str(error))
+        self.traffic.attach_in_use(incoming, outgoing)
 
     def port_closed(self, done: Callable[[], None]) -> None:
         """T8: the guest closed the channel. ``done`` is called when the VSP has let go of it."""

@@ -262,7 +262,7 @@ class StreamReader:
         records.append(record)
         self._index += 1
         self._crc = crc
-        return offset + size
+        return offset + len(chunk)
 
     def _in_order(self, record: Record, where: str) -> None:
         if isinstance(record, SavedChannel) is not (self._index == 0):
@@ -299,7 +299,8 @@ def _decode_body(kind: int, body: bytes, where: str) -> Record:
                     raise ValueError("sizes do not add up")
                 return SavedOutgoing(rest[:lib], rest[lib:])
             case ChunkKind.COMPLETION:
-                return SavedCompletion(*_COMPLETION.unpack_from(body), body[_COMPLETION.size :])
+                (transaction_id,) = _COMPLETION.unpack_from(body)
+                return SavedCompletion(transaction_id, body[_COMPLETION.size :])
             case ChunkKind.END:
                 return StreamEnd(*_END.unpack(body))
     except (struct.error, ValueError) as error:

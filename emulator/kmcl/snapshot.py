@@ -21,7 +21,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, assert_never
 
-from emulator.kmcl.config import RestoredPacket, SavePacket
+from emulator.kmcl.config import RestoredPacket, SavedPacket, SavePacket
 from emulator.kmcl.packets import OutgoingPacket, QueuedCompletion
 from emulator.kmcl.save import (
     PacketRecord,
@@ -139,18 +139,20 @@ class SaveSession:
         """Run the two-call protocol of EvtSavePacket; returns SaveBuf."""
         if self._save_packet is None:
             raise _SaveFailed(NtStatus.NOT_SUPPORTED)
-        size = 0
-        for _ in range(2):
-            with self._channel.in_callback("EvtSavePacket"):
-                answer = self._save_packet(self._channel, packet, size)
-            if answer.status.is_success:
-                if len(answer.data) > size:
-                    raise _SaveFailed(NtStatus.INVALID_BUFFER_SIZE)
-                return bytes(answer.data)
-            if answer.bytes_needed <= size:
-                break
-            size = answer.bytes_needed
-        raise _SaveFailed(answer.status)
+        answer = self._call(self._save_packet, packet, 0)
+        if not answer.status.is_success and answer.bytes_needed > 0:
+            answer = self._call(self._save_packet, packet, answer.bytes_needed)
+        if not answer.status.is_success:
+            raise _SaveFailed(answer.status)
+        return bytes(answer.data)
+
+    def _call(self, save_packet: SavePacket, packet: OutgoingPacket, size: int) -> SavedPacket:
+        with self._channel.in_callback("EvtSavePacket"):
+            answer = save_packet(self._channel, packet, size)
+        if answer.status.is_success and len(answer.data) > size:
+            # It wrote beyond its buffer.
+            raise _SaveFailed(NtStatus.INVALID_BUFFER_SIZE)
+        return answer
 
 
 class RestoreSession:

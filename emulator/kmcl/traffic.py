@@ -100,6 +100,18 @@ class Traffic:
         self._hold = None
         self._space_requested = False
 
+    def attach_in_use(self, incoming: IncomingRing, outgoing: OutgoingRing) -> None:
+        """Use these rings as they are; a corrupt one is a fault of its direction."""
+        self.attach(incoming, outgoing)
+        try:
+            incoming.attach()
+        except RingCorrupt as error:
+            self._incoming_corrupt(error)
+        try:
+            outgoing.attach()
+        except RingCorrupt as error:
+            self._outgoing_corrupt(error)
+
     def detach(self) -> None:
         """Let go of the rings."""
         self.stop()
@@ -157,8 +169,18 @@ class Traffic:
             self._read_batch(ring)
             # Callbacks may have paused or closed the channel, and even have opened it again.
             if ring is self._incoming and self._may_read():
-                return ring.unmask() or self._look_again
+                return self._unmask(ring) or self._look_again
         return self._look_again
+
+    def _unmask(self, ring: IncomingRing) -> bool:
+        try:
+            return ring.unmask()
+        except RingCorrupt as error:
+            self._incoming_corrupt(error)
+            return False
+
+    def _incoming_corrupt(self, error: RingCorrupt) -> None:
+        self.fault(FaultKind.INCOMING_RING, f"the guest-to-host ring is corrupt: {error}")
 
     def _may_read(self) -> bool:
         return (
@@ -179,7 +201,7 @@ class Traffic:
                     break
                 delivered += self._take(packet)
         except RingCorrupt as error:
-            self.fault(FaultKind.INCOMING_RING, f"the guest-to-host ring is corrupt: {error}")
+            self._incoming_corrupt(error)
         finally:
             if ring is self._incoming and self._receiving:
                 self._commit(ring)
@@ -197,7 +219,7 @@ class Traffic:
         try:
             signal = ring.commit()
         except RingCorrupt as error:
-            self.fault(FaultKind.INCOMING_RING, f"the guest-to-host ring is corrupt: {error}")
+            self._incoming_corrupt(error)
             return
         if signal:
             self._hooks.signal()
@@ -301,17 +323,24 @@ class Traffic:
                     return True
             if not written:
                 return self._wait_for_room(ring)
-            signal = ring.publish()
-            if self._space_requested and not self.queue:
-                ring.clear_space_request()
-                self._space_requested = False
         except RingCorrupt as error:
-            # What was not published the guest has not seen; it stays queued, and is saved as such.
+            # What is not published the guest has not seen: it stays queued, and is saved as such.
             self.queue.extendleft(reversed(written))
-            self.fault(FaultKind.OUTGOING_RING, f"the host-to-guest ring is corrupt: {error}")
+            self._outgoing_corrupt(error)
             return False
+        signal = False
+        try:
+            signal = ring.publish()
+        except RingCorrupt as error:
+            self._outgoing_corrupt(error)
+        if self._space_requested and not self.queue:
+            ring.clear_space_request()
+            self._space_requested = False
         self._written(written, signal)
         return True
+
+    def _outgoing_corrupt(self, error: RingCorrupt) -> None:
+        self.fault(FaultKind.OUTGOING_RING, f"the host-to-guest ring is corrupt: {error}")
 
     def _drop_head(self, reason: str) -> None:
         """End what can never fit: a packet queued before the guest chose the size of its ring."""
