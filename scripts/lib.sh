@@ -48,7 +48,9 @@ explain() {
         [ "$(free_mib "$place")" -ge 8 ] ||
             die "$what: no room left in $place ($(free_mib "$place") MiB free); make room and run this again"
     done
-    if grep -qiE 'no space left on device|disk quota exceeded' "$log"; then
+    if grep -qiE 'certificate.?verify.?failed|certificate verification failed' "$log"; then
+        die "$what: the package registry's certificate is not trusted here; install its CA certificate (for pip also: set PIP_CERT), then run this again"
+    elif grep -qiE 'no space left on device|disk quota exceeded' "$log"; then
         die "$what: no room left where it writes ($(grep -iE -m 1 'no space left on device|disk quota exceeded' "$log")); make room and run this again"
     elif grep -qiE 'temporary failure (in name resolution|resolving)|name or service not known|network is unreachable|could not (resolve|connect)|connection (refused|timed out|reset)|cannot connect to proxy|failed to fetch|failed to establish a new connection' "$log"; then
         die "$what: the network or the package registry cannot be reached; check the connection and the settings of pip and apt, then run this again"
