@@ -8,7 +8,7 @@ import shlex
 import sys
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -112,7 +112,7 @@ def _run_demo(config: Any, qemu: Path, where: Path, rounds: int) -> Report:
     return asyncio.run(run_demo(config, qemu=qemu, folder=where, rounds=rounds, say=say))
 
 
-def _fail(text: str) -> None:
+def _fail(text: str) -> NoReturn:
     typer.echo(f"error: {text}", err=True)
     raise typer.Exit(1)
 

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import msgspec
 
-from emulator.machine.backend import listen, serve
+from emulator.machine.backend import serve
 from emulator.machine.config import HostConfig
+from emulator.machine.sockets import listen
 
 
 def main(argv: list[str] | None = None) -> int:

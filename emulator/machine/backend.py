@@ -9,7 +9,6 @@ goes away it waits for the next one, with a guest forgotten (docs/vmbus-user.md,
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gc
 import logging
 import os
@@ -25,16 +24,6 @@ from emulator.machine.control import ControlError, ControlServer
 from emulator.machine.host import VmbusHost
 
 log = logging.getLogger(__name__)
-
-
-def listen(path: Path) -> socket.socket:
-    """Bind a stream socket at ``path``, replacing a stale one; raises OSError."""
-    with contextlib.suppress(FileNotFoundError):
-        path.unlink()
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-    sock.bind(str(path))
-    sock.listen(1)
-    return sock
 
 
 async def serve(config: HostConfig, listener: socket.socket, control: socket.socket) -> None:

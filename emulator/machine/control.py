@@ -115,13 +115,14 @@ class ControlClient:
         if self._gone:
             raise ControlError(self._gone)
         self._next += 1
+        ident = self._next
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._waiting[self._next] = future
-        self._writer.write(msgspec.json.encode(Request(self._next, command, args)) + b"\n")
+        self._waiting[ident] = future
+        self._writer.write(msgspec.json.encode(Request(ident, command, args)) + b"\n")
         try:
             return await future
         finally:
-            self._waiting.pop(self._next, None)
+            del self._waiting[ident]
 
     async def close(self) -> None:
         """Close the connection; calls that wait fail."""

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from typing import Final, assert_never
 
 import msgspec
+
 from emulator.bus import (
     BusConfig,
     BusConnected,
@@ -42,14 +43,13 @@ from emulator.bus import (
     RestoreMismatch,
     SendMessage,
 )
-from emulator.memory import GpaError, GuestMemory, PageView, RamRegion
-from emulator.ring import IncomingRing, OutgoingRing
-from emulator.wire.packet import GpaRange
-
 from emulator.devices import Device, DeviceState, DeviceStateError, make_device
 from emulator.kmcl import OfferParams, ServerChannel
 from emulator.link import Post, Region, Session, StateRefused, Status
 from emulator.machine.config import HostConfig
+from emulator.memory import GpaError, GuestMemory, PageView, RamRegion
+from emulator.ring import IncomingRing, OutgoingRing
+from emulator.wire.packet import GpaRange
 
 log = logging.getLogger(__name__)
 

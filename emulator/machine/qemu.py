@@ -36,6 +36,7 @@ HYPERV_FLAGS: Final = (
 """What Windows and Linux want of a Hyper-V that has a VMBus (QEMU: docs/system/i386/hyperv.rst)."""
 
 _FIRMWARE: Final = ("/usr/share/seabios", "/usr/share/qemu")
+_KVM: Final = "/dev/kvm"
 _KVM_CHECK_EXTENSION: Final = 0xAE03
 _KVM_CAP_HYPERV_SYNIC2: Final = 148
 _KVM_CAP_HYPERV_VP_INDEX: Final = 151
@@ -121,7 +122,7 @@ def choose_accel(wanted: Accel) -> Accel:
 
 def _kvm_lacks() -> str:
     try:
-        kvm = os.open("/dev/kvm", os.O_RDWR | os.O_CLOEXEC)
+        kvm = os.open(_KVM, os.O_RDWR | os.O_CLOEXEC)
     except OSError as error:
         return f"/dev/kvm: {error.strerror}"
     try:

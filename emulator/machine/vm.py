@@ -21,7 +21,6 @@ from typing import Any, Final, TypeVar
 import msgspec
 from qemu.qmp import ExecuteError, QMPClient, QMPError
 
-from emulator.machine.backend import listen
 from emulator.machine.config import Accel, MachineConfig
 from emulator.machine.console import Console
 from emulator.machine.control import ControlClient, ControlError
@@ -38,6 +37,7 @@ from emulator.machine.snapshot import (
     file_entry,
     read_manifest,
 )
+from emulator.machine.sockets import listen
 
 T = TypeVar("T")
 
@@ -93,8 +93,7 @@ class VirtualMachine:
         # The checksums are compared while QEMU loads, and are known before the guest runs.
         verdict = asyncio.create_task(asyncio.to_thread(damage, folder, manifest))
         try:
-            await self._spawn(incoming=True)
-            failure = await self._incoming(folder / STATE)
+            failure = await self.load_state(folder / STATE)
         except ProcessDied as error:
             failure = str(error)
         except BaseException:
@@ -115,7 +114,7 @@ class VirtualMachine:
         with Draft(folder) as draft:
             await self.qmp("stop")
             try:
-                if failure := await self._migrate(draft.path / STATE):
+                if failure := await self.write_state(draft.path / STATE):
                     raise SnapshotError(f"the machine could not be saved: {failure}")
                 manifest = await asyncio.to_thread(self._manifest, draft.path)
                 draft.publish(manifest)
@@ -202,12 +201,20 @@ class VirtualMachine:
             raise ControlError("the machine has no VMBus backend")
         return await self.watch(self._control.call(command, **args))
 
-    async def _migrate(self, file: Path) -> str:
-        """Write the migration stream; returns why it failed, or the empty string."""
+    async def write_state(self, file: Path) -> str:
+        """Write QEMU's stream of a stopped machine; returns why it failed, or the empty string.
+
+        The bare step of :meth:`save`, without manifest and checksums.
+        """
         await self.qmp("migrate-set-parameters", max_bandwidth=_BANDWIDTH)
         return await self._migration("migrate", file)
 
-    async def _incoming(self, file: Path) -> str:
+    async def load_state(self, file: Path) -> str:
+        """Start new processes and load QEMU's stream; returns why it failed, or the empty string.
+
+        The bare step of :meth:`restore`; the guest does not run yet.
+        """
+        await self._spawn(incoming=True)
         return await self._migration("migrate-incoming", file, exit_on_error=False)
 
     async def _migration(self, command: str, file: Path, **arguments: Any) -> str:
@@ -221,7 +228,8 @@ class VirtualMachine:
                 return str(error)
             while True:
                 event = await self.watch(events.get())
-                match event["data"]["status"]:
+                data: Any = event["data"]
+                match data["status"]:
                     case "completed":
                         return ""
                     case "failed" | "cancelled":

@@ -18,7 +18,6 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Final
 
 import msgspec
-from emulator.memory import GpaError
 
 from emulator.devices.base import Command, Device, DeviceStateError
 from emulator.devices.probe.control import ControlChannel, GuestGone
@@ -54,6 +53,7 @@ from emulator.kmcl import (
     ServerChannel,
     StateChangeCallbacks,
 )
+from emulator.memory import GpaError
 from emulator.wire.ntstatus import NtStatus
 
 log = logging.getLogger(__name__)
