@@ -213,7 +213,7 @@ class ConfiguredChannel:
                 NtStatus.INVALID_PARAMETER_2,
                 f"{self.friendly_name}: unknown server flags {flags:#x}",
             )
-        if flags & ~ServerInitFlags.ENUMERATE_DEVICE_INTERFACE:
+        if flags & ~int(ServerInitFlags.ENUMERATE_DEVICE_INTERFACE):
             raise KmclError(
                 NtStatus.NOT_SUPPORTED,
                 f"{self.friendly_name}: server flags {flags:#x} are not made yet",

@@ -312,7 +312,7 @@ def _decode_channel(body: bytes) -> SavedChannel:
     interface, instance, flags, packets, completions, largest, next_id, count = (
         _CHANNEL.unpack_from(body)
     )
-    if flags & ~ChannelSaveFlags.OPEN or not next_id:
+    if flags & ~int(ChannelSaveFlags.OPEN) or not next_id:
         raise ValueError("unknown flags or no next transaction id")
     offset = _CHANNEL.size
     faults: list[ChannelFault] = []
