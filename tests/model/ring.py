@@ -12,6 +12,7 @@ out one by one, and late.
 """
 
 import struct
+import threading
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -105,6 +106,7 @@ class GuestRing:
         self.control = pages[0].cast("I")
         self.pages = list(pages[1:])
         self.size = 4096 * len(self.pages)
+        self.lock = threading.Lock()
 
     def initialise(self) -> None:
         """Do what a guest does before it opens a channel (hv_ringbuffer_init)."""
@@ -154,7 +156,9 @@ class GuestRing:
             case Store(word, value):
                 self.control[word] = value
             case Fence():
-                pass
+                # An atomic read-modify-write, which is a full fence on x86.
+                with self.lock:
+                    pass
         return 0
 
 
