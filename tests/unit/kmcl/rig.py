@@ -240,6 +240,11 @@ class Rig:
         if rang:
             self.channel.port_interrupt()
 
+    def interrupted(self) -> bool:
+        """Take the interrupt of the guest, if there is one."""
+        taken, self.guest_irq = self.guest_irq, False
+        return taken
+
     def pause(self) -> bool:
         """Pause; whether that was over at once."""
         ends: list[bool] = []

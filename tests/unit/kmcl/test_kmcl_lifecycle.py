@@ -208,6 +208,22 @@ def test_t6_scenario_35_pause_waits_for_the_packets_that_the_vsp_holds() -> None
     assert [packet.transaction_id for packet in rig.guest.take_all()] == [2, 1]
 
 
+def test_t6_completions_still_go_out_while_the_channel_drains() -> None:
+    rig = Rig(answer=False).running()
+    rig.vsp.drain_in_suspend = False
+    rig.guest.put(request(1), request(2))
+    rig.ring()
+    filled = rig.fill()
+    ended: list[bool] = []
+    rig.channel.pause(lambda: ended.append(True))
+    rig.vsp.held.pop(0).complete()
+    assert rig.channel.stats().queued_completions == 1
+    assert len(rig.guest.take_all()) == len(filled) - 1
+    rig.ring()
+    assert [packet.transaction_id for packet in rig.guest.take_all()] == [0, 1]
+    assert not ended
+
+
 def test_t6_packets_completed_inside_suspend_end_the_pause_after_it() -> None:
     rig = Rig(answer=False).running()
     rig.guest.request(1)

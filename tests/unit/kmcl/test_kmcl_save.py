@@ -880,14 +880,26 @@ def test_scenario_49_a_masked_waiting_guest_is_woken_after_a_restore() -> None:
     rig.fill()
     assert rig.guest.down.control[WORD_PENDING] > 0
     rig.saved_and_restored()
-    assert not rig.guest_irq
+    assert not rig.interrupted()
     rig.channel.start()
-    assert rig.guest_irq, "the guest may have slept through the interrupt that was lost"
+    assert rig.interrupted(), "the guest may have slept through the interrupt that was lost"
     assert rig.guest.up.control[WORD_MASK] == 0
     assert len(rig.vsp.received) == count
     assert rig.guest.down.control[WORD_PENDING] > 0, "still blocked, so it asks again"
     rig.guest.take_all()
     assert rig.doorbell
+
+
+def test_scenario_49_the_guest_is_signalled_at_the_start_even_if_nothing_is_sent() -> None:
+    rig = Rig().running()
+    rig.send("unread, its interrupt lost with the process")
+    rig.saved_and_restored()
+    assert not rig.interrupted(), "nothing is signalled before the start"
+    rig.channel.start()
+    assert rig.interrupted()
+    rig.pause()
+    rig.channel.start()
+    assert not rig.interrupted(), "an ordinary start loses no interrupt"
 
 
 @pytest.mark.parametrize("offset", [PAGE - 8, PAGE - 16, PAGE - 24, PAGE - 40])
