@@ -64,6 +64,16 @@ def test_the_guest_is_not_asked_for_doorbells_while_the_channel_does_not_run() -
     assert rig.guest.up.control[WORD_MASK] == 1
 
 
+def test_the_guest_is_not_asked_for_doorbells_while_its_packets_are_read() -> None:
+    rig = Rig().running()
+    masks: list[int] = []
+    rig.vsp.on_packet = lambda _: masks.append(rig.guest.up.control[WORD_MASK])
+    rig.guest.put(request(1), request(2))
+    rig.ring()
+    assert masks == [1, 1]
+    assert rig.guest.up.control[WORD_MASK] == 0
+
+
 def test_a_request_that_comes_while_the_channel_unmasks_is_not_slept_on() -> None:
     rig = Rig().running()
     rig.vsp.on_packet = lambda packet: packet.complete()
