@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: MIT
+"""The VMBus host state machine: connection, offers, channels, GPADLs. Floor 3, sans-IO.
+
+:class:`BusHost` takes guest messages and the calls of channels' owners, and returns effects.
+"""
+
+from emulator.bus.channel import ChannelState
+from emulator.bus.effects import (
+    BusConnected,
+    BusDisconnected,
+    ChannelClosing,
+    ChannelMoved,
+    ChannelOpening,
+    ChannelReleased,
+    Effect,
+    GpadlCreated,
+    GpadlTearingDown,
+    GuestError,
+    Offer,
+    OfferKey,
+    OpenParams,
+    SendMessage,
+)
+from emulator.bus.host import BusConfig, BusHost
+from emulator.bus.snapshot import RestoredChannel, RestoreMismatch
+from emulator.bus.state import BusState
+
+__all__ = [
+    "BusConfig",
+    "BusConnected",
+    "BusDisconnected",
+    "BusHost",
+    "BusState",
+    "ChannelClosing",
+    "ChannelMoved",
+    "ChannelOpening",
+    "ChannelReleased",
+    "ChannelState",
+    "Effect",
+    "GpadlCreated",
+    "GpadlTearingDown",
+    "GuestError",
+    "Offer",
+    "OfferKey",
+    "OpenParams",
+    "RestoreMismatch",
+    "RestoredChannel",
+    "SendMessage",
+]
