@@ -509,9 +509,7 @@ class BusHost:
     def _release_waiting_gpadls(self, channel: Channel) -> None:
         for gpadl in self.gpadls:
             mine = gpadl.channel_id == channel.channel_id
-            if mine and gpadl.phase is GpadlPhase.WAITING_FOR_CLOSE:
-                self._tear_down(channel, gpadl)
-            elif (
+            if (mine and gpadl.phase is GpadlPhase.WAITING_FOR_CLOSE) or (
                 mine
                 and channel.state is ChannelState.REVOKED
                 and gpadl.phase is GpadlPhase.TEARING_DOWN
