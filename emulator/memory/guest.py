@@ -20,7 +20,7 @@ __all__ = ["GpaError", "GuestMemory", "MemoryMapError", "RamRegion"]
 
 
 class GpaError(Exception):
-    """The guest named memory that it does not have: `length` bytes at guest-physical address `gpa`."""
+    """The guest named memory it does not have: `length` bytes at guest-physical address `gpa`."""
 
     def __init__(self, gpa: int, length: int) -> None:
         super().__init__(f"{length:#x} bytes at guest-physical address {gpa:#x} are not all in RAM")

@@ -51,10 +51,10 @@ class PageView(Protocol):
         """
 
     def fence(self) -> None:
-        """Order every access before the call before every access after it: the store-to-load fence."""
+        """Order every access before this before every access after it: store-to-load fence."""
 
     def slices(self, offset: int, length: int, /) -> list[memoryview]:
-        """Return the memory itself in as few pieces as there are, fit for os.preadv and os.pwritev."""
+        """Return the memory itself in as few pieces as there are, for os.preadv and os.pwritev."""
 
     def sub(self, offset: int, length: int, /) -> "PageView":
         """Return a view of whole pages of this one; `offset` and `length` are multiples of 4096."""

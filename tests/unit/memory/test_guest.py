@@ -34,7 +34,7 @@ def fd() -> Iterator[int]:
 
 @pytest.fixture(params=sorted(VIEW_TYPES))
 def ram(fd: int, request: pytest.FixtureRequest) -> Iterator[GuestMemory]:
-    """Map 16 pages at 0, 8 at 4 GiB, and 8 right after those: three regions, two of them adjacent."""
+    """Map 16 pages at 0, 8 at 4 GiB and 8 after those: three regions, two of them adjacent."""
     regions = [
         RamRegion(HIGH + 8 * PAGE, 8 * PAGE, 24 * PAGE),
         RamRegion(0, LOW, 0),

@@ -221,7 +221,7 @@ while view.load_u32(64) == 0:
 
 
 def test_words_are_never_torn_between_processes(view_type: ViewType, checkout: Path) -> None:
-    """Another process stores three values in turn; a load gives one of the three, never a mixture."""
+    """Another process stores three values in turn; a load gives one of them, never a mixture."""
     name = next(name for name, known in VIEW_TYPES.items() if known is view_type)
     fd = os.memfd_create("words")
     os.ftruncate(fd, 4096)
@@ -251,7 +251,7 @@ def test_words_are_never_torn_between_processes(view_type: ViewType, checkout: P
 
 
 def test_words_are_never_torn_between_threads() -> None:
-    """The same between threads of one process, with the interpreter switching as often as it can."""
+    """The same between threads of one process, with the interpreter switching all the time."""
     view = _native.PageView(scattered(1))
     stop = threading.Event()
     started = threading.Event()

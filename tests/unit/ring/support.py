@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What the ring tests share: ring memory seen from both sides, and views that watch or interfere."""
+"""What the ring tests share: ring memory seen from both sides, and a view to interfere with."""
 
 from __future__ import annotations
 

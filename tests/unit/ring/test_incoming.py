@@ -319,6 +319,11 @@ RULES: list[tuple[RingRule | PacketRule, Callable[[GuestRing], None]]] = [
     (PacketRule.RANGE_PFNS, packet(build_packet(9, 1, header=gpa_direct_header((4097, 0, (5,)))))),
     (PacketRule.RANGE_PFNS, packet(build_packet(9, 1, header=gpa_direct_header((2, 4095, (5,)))))),
     (
+        # The second page number would be the payload.
+        PacketRule.RANGE_PFNS,
+        packet(build_packet(9, 1, bytes(64), header=gpa_direct_header((4097, 0, (5,))))),
+    ),
+    (
         PacketRule.RANGE_PFNS,
         packet(build_packet(9, 1, header=gpa_direct_header((2**32 - 1, 0, (5,))))),
     ),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Both rings under random work of both parties: what goes in comes out, and the signals are right."""
+"""Both rings under random work of both parties: what goes in comes out, the signals are right."""
 
 from __future__ import annotations
 
