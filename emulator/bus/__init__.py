@@ -5,6 +5,7 @@
 """
 
 from emulator.bus.channel import ChannelState
+from emulator.bus.config import BusConfig
 from emulator.bus.effects import (
     BusConnected,
     BusDisconnected,
@@ -21,7 +22,7 @@ from emulator.bus.effects import (
     OpenParams,
     SendMessage,
 )
-from emulator.bus.host import BusConfig, BusHost
+from emulator.bus.host import BusHost
 from emulator.bus.snapshot import RestoredChannel, RestoreMismatch
 from emulator.bus.state import BusState
 

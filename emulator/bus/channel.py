@@ -1,5 +1,12 @@
 # SPDX-License-Identifier: MIT
-"""One channel as the bus knows it: its offer, its state, how it is open."""
+"""One channel as the bus knows it: its offer, its state, how it is open.
+
+Theory. Two parties hold a channel: the *owner*, who offered it, and the guest. Each lets go when it
+is ready; the state says who holds what, and who has been asked for what. The guest's hold ends with
+RelIdReleased or with its connection, the owner's with ``rescind``, and the hold on the rings with
+``close_done``. A state whose name ends in RELEASE has lost its guest and waits for its owner; a
+state that is *revoked* has lost its owner and waits for its guest.
+"""
 
 from __future__ import annotations
 
@@ -10,40 +17,67 @@ from emulator.bus.effects import Offer, OpenParams
 
 
 class ChannelState(Enum):
-    """The state of a channel. "The owner" is who offered it."""
+    """The state of a channel."""
 
+    RELEASED = "released"
+    """Offered, but the guest does not know it: not yet told, or it has let go."""
     CLOSED = "closed"
-    """Offered, or to be offered when the guest asks."""
+    """The guest knows it and does not use it."""
     OPENING = "opening"
     """The guest wants it open; the owner has been asked."""
-    OPENING_CLOSING = "opening, to be closed"
-    """As OPENING, but the guest has closed it again, or is gone, before the owner answered."""
+    OPENING_CLOSE = "opening, to be closed"
+    """As OPENING, but the guest closed it again before the owner answered."""
+    OPENING_RELEASE = "opening, the guest is gone"
+    """As OPENING, but the guest's connection ended before the owner answered."""
     OPEN = "open"
     """Open on both sides."""
     CLOSING = "closing"
-    """The guest has closed it or is gone; the owner has been asked to let go."""
+    """The guest has closed it; the owner has been asked to let go of the rings."""
     CLOSING_REOPEN = "closing, to be opened"
-    """As CLOSING, but the guest wants it open again already."""
+    """As CLOSING, but the guest wants it open again already: a close has no answer to wait for."""
+    CLOSING_RELEASE = "closing, the guest is gone"
+    """As CLOSING, but the guest has let go of the channel, or its connection has ended."""
     REVOKED = "revoked"
     """Rescinded by the owner; the guest has not let go of it yet."""
     REOFFERED = "revoked, to be offered"
     """As REVOKED, but the owner offers it again: the guest is told when it has let go."""
 
     @property
-    def owner_is_using(self) -> bool:
-        """Whether the owner has, or is about to have, the rings."""
-        return self in _IN_USE
+    def guest_knows(self) -> bool:
+        """Whether the guest was told of it and has not let go."""
+        return self not in _NO_GUEST
+
+    @property
+    def owner_has_rings(self) -> bool:
+        """Whether the owner has the rings, or has been asked to take them."""
+        return self in _OWNER_HAS_RINGS
+
+    @property
+    def is_revoked(self) -> bool:
+        """Whether the owner has taken back what the guest knows."""
+        return self in _REVOKED
+
+    @property
+    def has_reopen(self) -> bool:
+        """Whether a second open request waits."""
+        return self is ChannelState.CLOSING_REOPEN
 
 
-_IN_USE = frozenset(
+_NO_GUEST = frozenset(
+    {ChannelState.RELEASED, ChannelState.OPENING_RELEASE, ChannelState.CLOSING_RELEASE}
+)
+_OWNER_HAS_RINGS = frozenset(
     {
         ChannelState.OPENING,
-        ChannelState.OPENING_CLOSING,
+        ChannelState.OPENING_CLOSE,
+        ChannelState.OPENING_RELEASE,
         ChannelState.OPEN,
         ChannelState.CLOSING,
         ChannelState.CLOSING_REOPEN,
+        ChannelState.CLOSING_RELEASE,
     }
 )
+_REVOKED = frozenset({ChannelState.REVOKED, ChannelState.REOFFERED})
 
 
 class Ending(Enum):
@@ -52,8 +86,9 @@ class Ending(Enum):
     NOTHING = "nothing"
     """The machine was reset."""
     UNLOAD_COMPLETE = "unload complete"
+    """The guest waits for UnloadComplete before it reuses the pages of its rings."""
     VERSION_RESPONSE = "version response"
-    """The guest has made a new contact without ending the old one."""
+    """The guest has made a new contact without ending the old one, as a crash kernel does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,12 +101,11 @@ class OpenRequest:
 
 @dataclass(slots=True)
 class Channel:
-    """One channel. ``told``: the guest has been sent the offer."""
+    """One channel. ``open`` is set while the owner has the rings, ``reopen`` in CLOSING_REOPEN."""
 
     offer: Offer
     channel_id: int
-    state: ChannelState = ChannelState.CLOSED
-    told: bool = False
+    state: ChannelState = ChannelState.RELEASED
     open: OpenRequest | None = None
     reopen: OpenRequest | None = None
 

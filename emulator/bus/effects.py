@@ -101,7 +101,7 @@ class GpadlCreated:
 
 @dataclass(frozen=True, slots=True)
 class GpadlTearingDown:
-    """The guest wants the pages back; answer with ``gpadl_released``."""
+    """The guest wants the pages back, or is gone; answer with ``gpadl_released``."""
 
     key: OfferKey
     gpadl_id: int
@@ -123,14 +123,17 @@ class BusDisconnected:
 
 @dataclass(frozen=True, slots=True)
 class ChannelReleased:
-    """The guest has let go of a rescinded channel."""
+    """The guest has let go of a channel: a rescinded one, or one that it will not use again.
+
+    The owner of a channel that was not rescinded may still be asked for GPADLs of it.
+    """
 
     key: OfferKey
 
 
 @dataclass(frozen=True, slots=True)
 class GuestError:
-    """The guest broke a rule; the text says which. Nothing else was done."""
+    """The guest broke a rule; the text says which. Its message had no effect but a refusal."""
 
     text: str
 

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""GPADLs: lists of guest pages, received in pieces, used by channels, torn down on request.
+"""GPADLs as data: lists of guest pages, received in pieces, and a table of them with quotas.
 
 A GPADL is known by its channel and its id: the same id on two channels is two GPADLs. Bodies name
 the id only; they continue the one that is being received. A guest may make many and large ones, so
-their number and their pages are limited.
+their number and their pages are limited, and counted when they are announced: what a guest
+announces and never sends costs it quota and us nothing.
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final
 
-from emulator.wire.packet import GpaRange
+from emulator.wire.packet import PAGE_SIZE, GpaRange
 
-PAGE: Final = 4096
-_RANGE = struct.Struct("<II")
+_RANGE: Final = struct.Struct("<II")
+_PFN_SIZE: Final = 8
 
 
 class GpadlError(Exception):
@@ -31,10 +32,12 @@ class GpadlPhase(Enum):
     """Its header has come, bodies are missing."""
     ACCEPTED = "accepted"
     """Complete; its channel may use it."""
-    TEARING_DOWN = "tearing down"
-    """The guest wants it back; its channel has been asked to let go."""
     WAITING_FOR_CLOSE = "waiting for close"
     """The guest wants it back while it is the ring of an open channel: asked when that closes."""
+    TEARING_DOWN = "tearing down"
+    """The guest wants it back; the owner has been asked to let go."""
+    DROPPED = "dropped"
+    """The guest has let go of the channel; the owner has been asked, and nobody waits."""
 
 
 @dataclass(slots=True)
@@ -50,10 +53,10 @@ class Gpadl:
     ranges: tuple[GpaRange, ...] = ()
 
     def receive(self, piece: bytes) -> bool:
-        """Take a piece; True when the GPADL is complete. Surplus bytes are ignored.
+        """Take a piece; True when the GPADL is complete. What follows the announced length is
+        padding of the message.
 
-        Hyper-V pads the last message, so surplus is no error. Raises :class:`GpadlError` when the
-        complete data is not what the header announced.
+        Raises :class:`GpadlError` when the complete data is not what the header announced.
         """
         self.data += piece[: self.length - len(self.data)]
         if len(self.data) < self.length:
@@ -65,12 +68,19 @@ class Gpadl:
     @property
     def pages(self) -> int:
         """How many pages it may name at most: for the quota."""
-        return self.length // 8
+        return self.length // _PFN_SIZE
 
     @property
     def pfns(self) -> tuple[int, ...]:
         """All its pages in order."""
         return tuple(pfn for gpa_range in self.ranges for pfn in gpa_range.pfns)
+
+    @property
+    def is_whole_pages(self) -> bool:
+        """Whether the ranges are the pages and nothing but the pages, as a ring's are."""
+        return all(
+            gpa_range.offset == 0 and gpa_range.length % PAGE_SIZE == 0 for gpa_range in self.ranges
+        )
 
     def _parse(self) -> Iterator[GpaRange]:
         position = 0
@@ -79,11 +89,11 @@ class Gpadl:
                 raise GpadlError(f"{self.count} ranges do not fit {self.length} bytes")
             length, offset = _RANGE.unpack_from(self.data, position)
             position += _RANGE.size
-            pages = (offset + length + PAGE - 1) // PAGE
-            if not length or offset >= PAGE or self.length - position < 8 * pages:
+            pages = (offset + length + PAGE_SIZE - 1) // PAGE_SIZE
+            if not length or offset >= PAGE_SIZE or self.length - position < _PFN_SIZE * pages:
                 raise GpadlError(f"a range of {length} bytes at {offset} does not fit its pages")
             yield GpaRange(length, offset, struct.unpack_from(f"<{pages}Q", self.data, position))
-            position += 8 * pages
+            position += _PFN_SIZE * pages
         if position != self.length:
             raise GpadlError(f"{self.length - position} bytes are left after {self.count} ranges")
 
@@ -91,36 +101,49 @@ class Gpadl:
 class GpadlTable:
     """All GPADLs of a guest, within quotas."""
 
-    def __init__(self, max_gpadls: int, max_pages: int) -> None:
-        """Allow ``max_gpadls`` GPADLs with ``max_pages`` pages in all."""
-        self._max_gpadls = max_gpadls
+    def __init__(self, max_per_channel: int, max_pages: int) -> None:
+        """Allow ``max_per_channel`` GPADLs on each channel and ``max_pages`` pages in all."""
+        self._max_per_channel = max_per_channel
         self._max_pages = max_pages
         self._pages = 0
-        self._table: dict[tuple[int, int], Gpadl] = {}
+        self._channels: dict[int, dict[int, Gpadl]] = {}
         self._receiving: dict[int, Gpadl] = {}
+
+    def __len__(self) -> int:
+        return sum(map(len, self._channels.values()))
 
     def __iter__(self) -> Iterator[Gpadl]:
         """Iterate over a copy: callers remove what they find."""
-        return iter(list(self._table.values()))
+        return iter([gpadl for table in self._channels.values() for gpadl in table.values()])
+
+    @property
+    def pages(self) -> int:
+        """How many pages are counted against the quota."""
+        return self._pages
+
+    def of(self, channel_id: int) -> list[Gpadl]:
+        """Return the GPADLs of a channel, in the order in which they were made."""
+        return list(self._channels.get(channel_id, {}).values())
 
     def find(self, channel_id: int, gpadl_id: int) -> Gpadl | None:
         """Return a GPADL or None."""
-        return self._table.get((channel_id, gpadl_id))
+        return self._channels.get(channel_id, {}).get(gpadl_id)
 
     def add(self, gpadl: Gpadl) -> None:
         """Add one; raises :class:`GpadlError` when it exists, is empty, or exceeds a quota."""
-        key = (gpadl.channel_id, gpadl.gpadl_id)
-        if key in self._table:
-            raise GpadlError(f"GPADL {gpadl.gpadl_id:#x} exists")
+        table = self._channels.get(gpadl.channel_id, {})
+        if gpadl.gpadl_id in table:
+            raise GpadlError("it exists already")
         if gpadl.gpadl_id in self._receiving:
-            raise GpadlError(f"GPADL {gpadl.gpadl_id:#x} is still being received")
-        if not gpadl.count or not gpadl.length or gpadl.length % 8:
+            # A body could not say which of the two it continues.
+            raise GpadlError("one with this id is still being received")
+        if not gpadl.count or not gpadl.length or gpadl.length % _PFN_SIZE:
             raise GpadlError(f"{gpadl.count} ranges in {gpadl.length} bytes")
-        if len(self._table) >= self._max_gpadls:
-            raise GpadlError(f"there are {self._max_gpadls} GPADLs already")
+        if len(table) >= self._max_per_channel:
+            raise GpadlError(f"the channel has {self._max_per_channel} GPADLs already")
         if self._pages + gpadl.pages > self._max_pages:
-            raise GpadlError(f"more than {self._max_pages} pages are in use")
-        self._table[key] = gpadl
+            raise GpadlError(f"more than {self._max_pages} pages would be shared")
+        self._channels.setdefault(gpadl.channel_id, table)[gpadl.gpadl_id] = gpadl
         self._pages += gpadl.pages
         if gpadl.phase is GpadlPhase.RECEIVING:
             self._receiving[gpadl.gpadl_id] = gpadl
@@ -141,8 +164,11 @@ class GpadlTable:
         return self._receiving.get(gpadl_id)
 
     def remove(self, gpadl: Gpadl) -> None:
-        """Remove one; idempotent."""
-        if self._table.pop((gpadl.channel_id, gpadl.gpadl_id), None) is not None:
-            self._pages -= gpadl.pages
+        """Remove one that is in the table."""
+        table = self._channels[gpadl.channel_id]
+        del table[gpadl.gpadl_id]
+        if not table:
+            del self._channels[gpadl.channel_id]
+        self._pages -= gpadl.pages
         if self._receiving.get(gpadl.gpadl_id) is gpadl:
             del self._receiving[gpadl.gpadl_id]

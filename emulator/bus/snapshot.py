@@ -5,14 +5,20 @@ The rules are those that Hyper-V's hosts follow: a plain restore shows the guest
 that was open is handed to its owner open; what the owner had been asked and had not answered is
 asked again; a channel that nobody offers any more is rescinded; a new one is offered only if the
 guest has asked for offers; one that is offered with other contents is refused, all at once.
+
+A state is checked before it is used, although a checksum vouches for it elsewhere: a snapshot that
+contradicts itself is refused before the guest runs, and not when the guest trips over it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from emulator.bus.channel import Channel, ChannelState, OpenRequest
+from emulator.bus.channel import Channel, ChannelState, Ending, OpenRequest
+from emulator.bus.channels import MAX_CHANNEL_ID, Channels, event_connection
+from emulator.bus.contact import Contact, Verdict, is_version
 from emulator.bus.effects import (
     ChannelClosing,
     GpadlCreated,
@@ -32,10 +38,10 @@ from emulator.bus.state import (
     SavedOffer,
     SavedOpen,
 )
-from emulator.wire.version import Version
+from emulator.wire.messages import USER_DEFINED_SIZE
 
 if TYPE_CHECKING:
-    from emulator.bus.host import BusHost, Contact
+    from emulator.bus.host import BusHost
 
 
 class RestoreMismatch(Exception):
@@ -49,21 +55,28 @@ class RestoreMismatch(Exception):
 
 @dataclass(frozen=True, slots=True)
 class RestoredChannel:
-    """A channel in the snapshot, for its owner to claim with ``offer``; ``open`` if it was open."""
+    """A channel in the snapshot, for its owner to claim with ``offer``; ``open`` if it had rings.
+
+    A channel that was opening is restored open, and the guest is told so at the end of the restore.
+    """
 
     key: OfferKey
     open: OpenParams | None
 
 
+# Save.
+
+
 def save(bus: BusHost) -> BusState:
     """Return the state of a bus whose effects have been taken."""
+    by_id = sorted((number, key) for key, number in bus.table.ids.items())
     return BusState(
         version=BUS_STATE_VERSION,
         contact=_save_contact(bus.contact),
-        offers_requested=bus.offers_requested,
+        offers_requested=bus.table.offers_requested,
         ending=bus.ending,
         next_contact=_save_contact(bus.next_contact),
-        channels=[_save_channel(channel) for channel in bus.table.values()],
+        channels=[_save_channel(channel) for channel in bus.table],
         gpadls=[
             SavedGpadl(
                 gpadl.channel_id,
@@ -73,104 +86,22 @@ def save(bus: BusHost) -> BusState:
                 gpadl.count,
                 bytes(gpadl.data),
             )
-            for gpadl in bus.gpadls
+            for gpadl in bus.sharing.table
         ],
-        ids=[(_save_key(key), number) for key, number in bus.ids.items()],
-    )
-
-
-def restore(bus: BusHost, state: BusState) -> dict[OfferKey, Channel]:
-    """Fill a fresh bus; returns the channels that are to be claimed.
-
-    Raises :class:`RestoreMismatch`, with the bus of no further use.
-    """
-    problems: list[str] = []
-    if state.version != BUS_STATE_VERSION:
-        problems.append(f"bus state version {state.version}, not {BUS_STATE_VERSION}")
-    for contact in (state.contact, state.next_contact):
-        if contact is not None and not _allowed(bus, contact.version):
-            problems.append(f"VMBus version {contact.version:#x} is not allowed here")
-    if problems:
-        raise RestoreMismatch(problems)
-    bus.contact = _load_contact(state.contact)
-    bus.next_contact = _load_contact(state.next_contact)
-    bus.offers_requested = state.offers_requested
-    bus.ending = state.ending
-    bus.ids = {_load_key(key): number for key, number in state.ids}
-    channels: dict[OfferKey, Channel] = {}
-    for saved in state.channels:
-        channel = _load_channel(saved)
-        if bus.ids.get(channel.offer.key) != channel.channel_id:
-            problems.append(f"{channel.offer.key} has the wrong id {channel.channel_id}")
-        channels[channel.offer.key] = channel
-    for saved_gpadl in state.gpadls:
-        try:
-            bus.gpadls.add(_load_gpadl(saved_gpadl))
-        except GpadlError as error:
-            problems.append(f"GPADL {saved_gpadl.gpadl_id:#x}: {error}")
-    if problems:
-        raise RestoreMismatch(problems)
-    return channels
-
-
-def changed(saved: Offer, offered: Offer) -> str:
-    """Say how an offer differs from the one the guest knows, or return the empty string."""
-    if saved == offered:
-        return ""
-    return f"{offered.key} is offered with other contents than the guest knows"
-
-
-def replay(bus: BusHost) -> None:
-    """Ask the owners again what they had been asked at the save; give answers that were owed."""
-    for channel in list(bus.table.values()):
-        key = channel.offer.key
-        for gpadl in bus.gpadls:
-            if gpadl.channel_id != channel.channel_id:
-                continue
-            match gpadl.phase:
-                case GpadlPhase.ACCEPTED | GpadlPhase.WAITING_FOR_CLOSE:
-                    bus.emit(GpadlCreated(key, gpadl.gpadl_id, gpadl.ranges))
-                case GpadlPhase.TEARING_DOWN:
-                    bus.emit(GpadlTearingDown(key, gpadl.gpadl_id))
-                case GpadlPhase.RECEIVING:
-                    pass
-        match channel.state:
-            case ChannelState.OPENING | ChannelState.OPENING_CLOSING:
-                # The owner has it open by now: it took it restored open.
-                bus.open_result(key, True)
-            case ChannelState.CLOSING | ChannelState.CLOSING_REOPEN:
-                bus.emit(ChannelClosing(key))
-            case _:
-                pass
-
-
-def _allowed(bus: BusHost, version: int) -> bool:
-    return (
-        version in Version.__members__.values()
-        and bus.config.min_version <= version <= bus.config.max_version
+        ids=[_save_key(key) for _, key in by_id],
     )
 
 
 def _save_contact(contact: Contact | None) -> SavedContact | None:
     if contact is None:
         return None
-    return SavedContact(int(contact.version), contact.vp, contact.sint, contact.connection_id)
-
-
-def _load_contact(saved: SavedContact | None) -> Contact | None:
-    from emulator.bus.host import Contact
-
-    if saved is None:
-        return None
-    return Contact(Version(saved.version), saved.vp, saved.sint, saved.connection_id)
+    return SavedContact(
+        contact.requested, contact.vp, contact.sint, contact.connection_id, contact.verdict
+    )
 
 
 def _save_key(key: OfferKey) -> SavedKey:
     return SavedKey(key.interface, key.instance, key.subchannel_index)
-
-
-def _load_key(saved: SavedKey) -> OfferKey:
-    return OfferKey(saved.interface, saved.instance, saved.subchannel_index)
 
 
 def _save_open(request: OpenRequest | None) -> SavedOpen | None:
@@ -182,30 +113,8 @@ def _save_open(request: OpenRequest | None) -> SavedOpen | None:
         open_id=params.open_id,
         target_vp=params.target_vp,
         target_sint=params.target_sint,
-        ring_pfns=params.ring_pfns,
         downstream_page_offset=params.downstream_page_offset,
         user_data=params.user_data,
-        connection_id=params.connection_id,
-        event_flag=params.event_flag,
-    )
-
-
-def _load_open(channel_id: int, saved: SavedOpen | None) -> OpenRequest | None:
-    if saved is None:
-        return None
-    return OpenRequest(
-        saved.gpadl_id,
-        OpenParams(
-            channel_id=channel_id,
-            open_id=saved.open_id,
-            target_vp=saved.target_vp,
-            target_sint=saved.target_sint,
-            ring_pfns=saved.ring_pfns,
-            downstream_page_offset=saved.downstream_page_offset,
-            user_data=saved.user_data,
-            connection_id=saved.connection_id,
-            event_flag=saved.event_flag,
-        ),
     )
 
 
@@ -216,34 +125,249 @@ def _save_channel(channel: Channel) -> SavedChannel:
         offer=SavedOffer(
             offer.user_defined, offer.flags, offer.mmio_megabytes, offer.mmio_megabytes_optional
         ),
-        channel_id=channel.channel_id,
         state=channel.state,
-        told=channel.told,
         open=_save_open(channel.open),
         reopen=_save_open(channel.reopen),
     )
 
 
-def _load_channel(saved: SavedChannel) -> Channel:
+# Restore.
+
+
+def restore(bus: BusHost, state: BusState) -> None:
+    """Fill a fresh bus; raises :class:`RestoreMismatch`."""
+    if state.version != BUS_STATE_VERSION:
+        # What else is wrong cannot be told.
+        raise RestoreMismatch([f"bus state version {state.version}, not {BUS_STATE_VERSION}"])
+    problems = [*_connection_problems(bus, state)]
+    keys = [_load_key(key) for key in state.ids]
+    if len(set(keys)) != len(keys) or len(keys) > MAX_CHANNEL_ID:
+        problems.append("the list of channel ids contradicts itself")
+    bus.table.ids = {key: number for number, key in enumerate(keys, 1)}
+    for saved_gpadl in state.gpadls:
+        try:
+            bus.sharing.table.add(_load_gpadl(saved_gpadl))
+        except GpadlError as error:
+            problems.append(
+                f"channel {saved_gpadl.channel_id}, GPADL {saved_gpadl.gpadl_id:#x}: {error}"
+            )
+    for saved in state.channels:
+        key = _load_key(saved.key)
+        if key not in bus.table.ids or key in bus.table.table:
+            problems.append(f"{key} has no id or is there twice")
+            continue
+        try:
+            bus.table.table[key] = _load_channel(bus, key, saved)
+        except GpadlError as error:
+            problems.append(f"{key}: {error}")
+    known = {channel.channel_id for channel in bus.table}
+    problems += [
+        f"GPADL {gpadl.gpadl_id:#x} is of channel {gpadl.channel_id}, which does not exist"
+        for gpadl in bus.sharing.table
+        if gpadl.channel_id not in known
+    ]
+    connected = state.contact is not None and state.ending is None
+    if not connected and any(channel.state.guest_knows for channel in bus.table):
+        problems.append("the guest knows channels without a connection")
+    if problems:
+        raise RestoreMismatch(problems)
+    bus.contact = _load_contact(state.contact)
+    bus.next_contact = _load_contact(state.next_contact)
+    bus.table.offers_requested = state.offers_requested
+    bus.ending = state.ending
+    bus.outbox.route = bus.contact.route if bus.contact and bus.ending is None else None
+
+
+class Restoring:
+    """A restore between its two halves: which channels are claimed, which are new."""
+
+    def __init__(self, table: Channels) -> None:
+        """Wait for claims of the channels that ``table`` has now."""
+        self._table = table
+        self._unclaimed = {channel.offer.key for channel in table}
+        self._new: list[OfferKey] = []
+        self._problems: list[str] = []
+        self.restored = [
+            RestoredChannel(
+                channel.offer.key, channel.open.params if channel.open is not None else None
+            )
+            for channel in table
+        ]
+
+    def claim(self, offer: Offer) -> bool:
+        """Take an offer; False if the table has to deal with it."""
+        if offer.key in self._unclaimed:
+            self._unclaimed.remove(offer.key)
+            channel = self._table.table[offer.key]
+            if channel.state.is_revoked:
+                # The guest will see a new offer in any case, so it may differ.
+                channel.offer, channel.state = offer, ChannelState.REOFFERED
+            elif channel.state.guest_knows:
+                self._problems += _differences(channel.offer, offer)
+            else:
+                channel.offer = offer
+            return True
+        if offer.key not in self._table.table:
+            # New to the guest; told of it by the end of the restore.
+            self._table.add(offer)
+            self._new.append(offer.key)
+            return True
+        return False
+
+    def check_claimed(self, key: OfferKey) -> None:
+        """Raise ValueError if nobody has offered ``key`` since the restore began."""
+        if key in self._unclaimed:
+            raise ValueError(f"{key} is not offered")
+
+    def check(self) -> None:
+        """Raise :class:`RestoreMismatch` if claims did not fit."""
+        if self._problems:
+            raise RestoreMismatch(self._problems)
+
+    def drop_unclaimed(self) -> None:
+        """Rescind what nobody claimed, sub-channels before their primary."""
+        for key in sorted(self._unclaimed, key=lambda key: (-key.subchannel_index, key)):
+            channel = self._table.table[key]
+            if channel.state.is_revoked:
+                channel.state = ChannelState.REVOKED
+            else:
+                self._table.rescind(key)
+
+    def tell_new(self) -> None:
+        """Offer what is new, if the guest has asked for offers."""
+        for key in self._new:
+            if key in self._table.table:
+                self._table.tell(self._table.table[key])
+
+
+def replay(bus: BusHost) -> None:
+    """Ask the owners again what they had been asked at the save; give answers that were owed."""
+    for channel in bus.table:
+        if channel.state.is_revoked:
+            continue
+        key = channel.offer.key
+        for gpadl in bus.sharing.table.of(channel.channel_id):
+            match gpadl.phase:
+                case GpadlPhase.ACCEPTED | GpadlPhase.WAITING_FOR_CLOSE:
+                    bus.outbox.emit(GpadlCreated(key, gpadl.gpadl_id, gpadl.ranges))
+                case GpadlPhase.TEARING_DOWN | GpadlPhase.DROPPED:
+                    bus.outbox.emit(GpadlTearingDown(key, gpadl.gpadl_id))
+                case GpadlPhase.RECEIVING:
+                    pass
+        match channel.state:
+            case ChannelState.OPENING | ChannelState.OPENING_CLOSE | ChannelState.OPENING_RELEASE:
+                # The owner has it open by now: it took it restored open.
+                bus.table.open_result(key, True)
+            case ChannelState.CLOSING | ChannelState.CLOSING_REOPEN | ChannelState.CLOSING_RELEASE:
+                bus.outbox.emit(ChannelClosing(key))
+            case _:
+                pass
+
+
+def _connection_problems(bus: BusHost, state: BusState) -> Iterator[str]:
+    for contact in (state.contact, state.next_contact):
+        if contact is None or contact.verdict is not Verdict.ACCEPTED:
+            continue
+        if not is_version(contact.version) or not (
+            bus.config.min_version <= contact.version <= bus.config.max_restored_version
+        ):
+            yield (
+                f"the guest speaks VMBus {contact.version >> 16}.{contact.version & 0xFFFF}, "
+                f"and a restore here allows {bus.config.min_version} to "
+                f"{bus.config.max_restored_version}"
+            )
+    if state.contact is not None and state.contact.verdict is not Verdict.ACCEPTED:
+        yield "there is a connection that was refused"
+    owes_version = state.ending is Ending.VERSION_RESPONSE
+    owes_unload = state.ending is Ending.UNLOAD_COMPLETE
+    if owes_version != (state.next_contact is not None) or (owes_unload and state.contact is None):
+        yield "what is owed to the guest contradicts itself"
+    if state.offers_requested and (state.contact is None or state.ending is not None):
+        yield "offers were requested without a connection"
+
+
+def _load_contact(saved: SavedContact | None) -> Contact | None:
+    if saved is None:
+        return None
+    return Contact(saved.version, saved.vp, saved.sint, saved.connection_id, saved.verdict)
+
+
+def _load_key(saved: SavedKey) -> OfferKey:
+    return OfferKey(saved.interface, saved.instance, saved.subchannel_index)
+
+
+def _load_gpadl(saved: SavedGpadl) -> Gpadl:
+    gpadl = Gpadl(saved.channel_id, saved.gpadl_id, saved.length, saved.count)
+    complete = gpadl.receive(saved.data)
+    if complete == (saved.phase is GpadlPhase.RECEIVING) or bytes(gpadl.data) != saved.data:
+        raise GpadlError(
+            f"it is {saved.phase.value} with {len(saved.data)} of {saved.length} bytes"
+        )
+    gpadl.phase = saved.phase
+    return gpadl
+
+
+def _load_channel(bus: BusHost, key: OfferKey, saved: SavedChannel) -> Channel:
+    """Raises :class:`GpadlError` when the rings do not fit the state."""
     offer = Offer(
-        _load_key(saved.key),
+        key,
         saved.offer.user_defined,
         saved.offer.flags,
         saved.offer.mmio_megabytes,
         saved.offer.mmio_megabytes_optional,
     )
+    channel_id = bus.table.ids[key]
+    if (saved.open is not None) != saved.state.owner_has_rings or (
+        (saved.reopen is not None) != saved.state.has_reopen
+    ):
+        raise GpadlError(f"the rings contradict the state {saved.state.value}")
     return Channel(
         offer,
-        saved.channel_id,
+        channel_id,
         saved.state,
-        saved.told,
-        _load_open(saved.channel_id, saved.open),
-        _load_open(saved.channel_id, saved.reopen),
+        _load_open(bus, channel_id, saved.open),
+        _load_open(bus, channel_id, saved.reopen),
     )
 
 
-def _load_gpadl(saved: SavedGpadl) -> Gpadl:
-    gpadl = Gpadl(saved.channel_id, saved.gpadl_id, saved.length, saved.count)
-    gpadl.receive(saved.data)
-    gpadl.phase = saved.phase
-    return gpadl
+def _load_open(bus: BusHost, channel_id: int, saved: SavedOpen | None) -> OpenRequest | None:
+    if saved is None:
+        return None
+    gpadl = bus.sharing.table.find(channel_id, saved.gpadl_id)
+    if gpadl is None or gpadl.phase not in (GpadlPhase.ACCEPTED, GpadlPhase.WAITING_FOR_CLOSE):
+        raise GpadlError(f"the GPADL {saved.gpadl_id:#x} of its rings is not there")
+    split = saved.downstream_page_offset
+    if not gpadl.is_whole_pages or not 2 <= split <= len(gpadl.pfns) - 2:
+        raise GpadlError(f"its rings do not fit GPADL {saved.gpadl_id:#x}")
+    return OpenRequest(
+        saved.gpadl_id,
+        OpenParams(
+            channel_id=channel_id,
+            open_id=saved.open_id,
+            target_vp=saved.target_vp,
+            target_sint=saved.target_sint,
+            ring_pfns=gpadl.pfns,
+            downstream_page_offset=split,
+            user_data=saved.user_data,
+            connection_id=event_connection(channel_id, saved.target_sint),
+            event_flag=channel_id,
+        ),
+    )
+
+
+def _differences(known: Offer, offered: Offer) -> list[str]:
+    """Say how an offer differs from the one that the guest knows."""
+    fields = {
+        "data": (_padded(known), _padded(offered)),
+        "flags": (known.flags, offered.flags),
+        "MMIO": (known.mmio_megabytes, offered.mmio_megabytes),
+        "optional MMIO": (known.mmio_megabytes_optional, offered.mmio_megabytes_optional),
+    }
+    differ = [name for name, (ours, theirs) in fields.items() if ours != theirs]
+    if not differ:
+        return []
+    return [f"{offered.key} is offered with other {', '.join(differ)} than the guest knows"]
+
+
+def _padded(offer: Offer) -> bytes:
+    return offer.user_defined.ljust(USER_DEFINED_SIZE, b"\0")

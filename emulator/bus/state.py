@@ -2,97 +2,107 @@
 """The bus in a snapshot.
 
 Rules: a new field has a default that means what older snapshots meant; a field that changes its
-meaning changes ``BUS_STATE_VERSION``, and unknown versions and fields are refused.
+meaning changes ``BUS_STATE_VERSION``, and unknown versions and fields are refused. Nothing is saved
+that follows from something else: the pages of a ring are those of its GPADL.
 """
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Annotated, Final
 from uuid import UUID
 
 import msgspec
 
 from emulator.bus.channel import ChannelState, Ending
+from emulator.bus.contact import SINT_COUNT, Verdict
 from emulator.bus.gpadl import GpadlPhase
+from emulator.wire.messages import USER_DEFINED_SIZE
 
 BUS_STATE_VERSION: Final = 1
 
+U16 = Annotated[int, msgspec.Meta(ge=0, le=0xFFFF)]
+U32 = Annotated[int, msgspec.Meta(ge=0, le=0xFFFF_FFFF)]
+Sint = Annotated[int, msgspec.Meta(ge=1, lt=SINT_COUNT)]
+UserDefined = Annotated[bytes, msgspec.Meta(max_length=USER_DEFINED_SIZE)]
 
-class Frozen(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+
+class Saved(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What all saved structures have in common."""
 
 
-class SavedKey(Frozen, frozen=True):
+class SavedKey(Saved, frozen=True):
     """An OfferKey."""
 
     interface: UUID
     instance: UUID
-    subchannel_index: int
+    subchannel_index: U16
 
 
-class SavedOffer(Frozen, frozen=True):
+class SavedOffer(Saved, frozen=True):
     """What was offered."""
 
-    user_defined: bytes
-    flags: int
-    mmio_megabytes: int
-    mmio_megabytes_optional: int
+    user_defined: UserDefined
+    flags: U16
+    mmio_megabytes: U16
+    mmio_megabytes_optional: U16
 
 
-class SavedOpen(Frozen, frozen=True):
-    """OpenParams, and the GPADL that the ring is in."""
+class SavedOpen(Saved, frozen=True):
+    """An open request; ``target_vp`` is None for a channel without interrupt."""
 
-    gpadl_id: int
-    open_id: int
-    target_vp: int | None
-    target_sint: int
-    ring_pfns: tuple[int, ...]
-    downstream_page_offset: int
-    user_data: bytes
-    connection_id: int
-    event_flag: int
+    gpadl_id: U32
+    open_id: U32
+    target_vp: U32 | None
+    target_sint: Sint
+    downstream_page_offset: U32
+    user_data: UserDefined
 
 
-class SavedChannel(Frozen, frozen=True):
-    """One channel; ``reopen`` is an open request that came while it was closing."""
+class SavedChannel(Saved, frozen=True):
+    """One channel. ``open`` is set while its owner has the rings or is asked to take them;
+    ``reopen`` is an open request that came while it was closing.
+    """
 
     key: SavedKey
     offer: SavedOffer
-    channel_id: int
     state: ChannelState
-    told: bool
     open: SavedOpen | None
     reopen: SavedOpen | None
 
 
-class SavedGpadl(Frozen, frozen=True):
-    """One GPADL; ``data`` is what has been received of its ranges."""
+class SavedGpadl(Saved, frozen=True):
+    """One GPADL; ``data`` is what has been received of the ``length`` bytes of its ranges."""
 
-    channel_id: int
-    gpadl_id: int
+    channel_id: U32
+    gpadl_id: U32
     phase: GpadlPhase
-    length: int
-    count: int
+    length: U16
+    count: U16
     data: bytes
 
 
-class SavedContact(Frozen, frozen=True):
-    """A negotiated (or, while disconnecting, awaited) connection."""
+class SavedContact(Saved, frozen=True):
+    """A connection; ``version`` is what the guest asked for, and got if the verdict says so."""
 
-    version: int
-    vp: int
-    sint: int
-    connection_id: int
+    version: U32
+    vp: U32
+    sint: Sint
+    connection_id: U32
+    verdict: Verdict
 
 
-class BusState(Frozen, frozen=True):
-    """The whole bus."""
+class BusState(Saved, frozen=True):
+    """The whole bus.
 
-    version: int
+    ``ending`` is what is owed while a connection ends, ``next_contact`` the contact that ended it.
+    ``ids[n]`` is the key of the channel with id n + 1, for every channel there ever was.
+    """
+
+    version: U32
     contact: SavedContact | None
     offers_requested: bool
     ending: Ending | None
     next_contact: SavedContact | None
     channels: list[SavedChannel]
     gpadls: list[SavedGpadl]
-    ids: list[tuple[SavedKey, int]]
+    ids: list[SavedKey]

@@ -1,115 +1,83 @@
 # SPDX-License-Identifier: MIT
 """Channel messages: one dataclass for each form a message has, one table for all of them.
 
-A message is an 8-byte header (type, padding) and a body. Where a message has two sizes, the longer
-form is a class of its own and the bytes decide (InitiateContact, OpenChannel, TlConnectRequest; the
-VersionResponse forms are told apart by size alone). Bytes beyond the longest form are tolerated, as
-Hyper-V does; missing bytes are malformed.
+A message is an 8-byte header (type, padding) and a body. Where a message has several sizes, the
+longer form is a class of its own; it is chosen when the bytes fill it and the negotiated version
+knows it, so that the surplus bytes of a shorter form are never taken for fields. Surplus bytes are
+tolerated, as Hyper-V does; missing bytes are malformed.
 
-Source: Linux include/linux/hyperv.h, ``struct vmbus_channel_*``; sizes of 6.0 from the public
-sources of Microsoft's OpenVMM.
+Source: Linux include/linux/hyperv.h, ``struct vmbus_channel_*``; what only 6.0 has is from the
+public sources of Microsoft's OpenVMM.
 """
 
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass, fields
-from enum import IntEnum
-from typing import Any, ClassVar, Final, TypeVar, cast
+from dataclasses import dataclass
+from typing import Final, cast
 from uuid import UUID
 
-from emulator.wire.guid import GUID_SIZE, guid_from_wire, guid_to_wire
+from emulator.wire.guid import GUID_SIZE
+from emulator.wire.message import (
+    HEADER,
+    HEADER_SIZE,
+    MAX_MESSAGE,
+    MalformedMessage,
+    Message,
+    MessageStatus,
+    MessageType,
+)
 from emulator.wire.version import Version
 
-HEADER_SIZE: Final = 8
-MAX_MESSAGE: Final = 240
-"""Bytes of a message with its header (HV_MESSAGE_PAYLOAD_BYTE_COUNT)."""
 USER_DEFINED_SIZE: Final = 120
+"""Bytes that a device may put into its offer, and a guest into its open."""
 
-_HEADER = struct.Struct("<II")
-
-
-class MalformedMessage(Exception):
-    """A message is too short for its type or has no known type."""
-
-
-class MessageType(IntEnum):
-    """``CHANNELMSG_*`` of Linux, with the types of later versions."""
-
-    OFFER_CHANNEL = 1
-    RESCIND_CHANNEL_OFFER = 2
-    REQUEST_OFFERS = 3
-    ALL_OFFERS_DELIVERED = 4
-    OPEN_CHANNEL = 5
-    OPEN_RESULT = 6
-    CLOSE_CHANNEL = 7
-    GPADL_HEADER = 8
-    GPADL_BODY = 9
-    GPADL_CREATED = 10
-    GPADL_TEARDOWN = 11
-    GPADL_TORNDOWN = 12
-    REL_ID_RELEASED = 13
-    INITIATE_CONTACT = 14
-    VERSION_RESPONSE = 15
-    UNLOAD = 16
-    UNLOAD_COMPLETE = 17
-    OPEN_RESERVED_CHANNEL = 18
-    CLOSE_RESERVED_CHANNEL = 19
-    CLOSE_RESERVED_CHANNEL_RESPONSE = 20
-    TL_CONNECT_REQUEST = 21
-    MODIFY_CHANNEL = 22
-    TL_CONNECT_RESULT = 23
-    MODIFY_CHANNEL_RESPONSE = 24
-    MODIFY_CONNECTION = 25
-    MODIFY_CONNECTION_RESPONSE = 26
-    PAUSE = 27
-    PAUSE_RESPONSE = 28
-    RESUME = 29
-
-
-_M = TypeVar("_M", bound="Message")
-
-
-@dataclass(frozen=True, slots=True)
-class Message:
-    """Base of all messages: ``LAYOUT`` packs the fields in order; UUID fields are 16 bytes.
-
-    ``tail`` of a subclass, if it has one, takes what follows the fixed part.
-    """
-
-    TYPE: ClassVar[MessageType]
-    SINCE: ClassVar[Version] = Version.V1
-    FROM_GUEST: ClassVar[bool]
-    LAYOUT: ClassVar[struct.Struct] = struct.Struct("<")
-
-    def pack(self) -> bytes:
-        """Encode with the header."""
-        values: list[Any] = []
-        tail = b""
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.name == "tail":
-                tail = value
-            else:
-                values.append(guid_to_wire(value) if isinstance(value, UUID) else value)
-        return _HEADER.pack(self.TYPE, 0) + self.LAYOUT.pack(*values) + tail
-
-    @classmethod
-    def parse(cls: type[_M], body: bytes) -> _M:
-        """Decode a body; raises :class:`MalformedMessage` when it is too short."""
-        if len(body) < cls.LAYOUT.size:
-            raise MalformedMessage(
-                f"{cls.TYPE.name} needs {cls.LAYOUT.size} bytes of body, not {len(body)}"
-            )
-        unpacked = iter(cls.LAYOUT.unpack_from(body))
-        values: dict[str, Any] = {}
-        for field in fields(cls):
-            if field.name == "tail":
-                values["tail"] = body[cls.LAYOUT.size :]
-                continue
-            value = next(unpacked)
-            values[field.name] = guid_from_wire(value) if field.type == "UUID" else value
-        return cls(**values)
+__all__ = [
+    "MAX_MESSAGE",
+    "TABLE",
+    "USER_DEFINED_SIZE",
+    "AllOffersDelivered",
+    "CloseChannel",
+    "CloseReservedChannel",
+    "CloseReservedChannelResponse",
+    "GpadlBody",
+    "GpadlCreated",
+    "GpadlHeader",
+    "GpadlTeardown",
+    "GpadlTorndown",
+    "GuestMessage",
+    "InitiateContact",
+    "InitiateContact2",
+    "MalformedMessage",
+    "Message",
+    "MessageStatus",
+    "MessageType",
+    "ModifyChannel",
+    "ModifyChannelResponse",
+    "ModifyConnection",
+    "ModifyConnectionResponse",
+    "OfferChannel",
+    "OpenChannel",
+    "OpenChannel2",
+    "OpenReservedChannel",
+    "OpenResult",
+    "Pause",
+    "PauseResponse",
+    "RelIdReleased",
+    "RequestOffers",
+    "RescindChannelOffer",
+    "Resume",
+    "TlConnectRequest",
+    "TlConnectRequest2",
+    "TlConnectResult",
+    "Unload",
+    "UnloadComplete",
+    "VersionResponse",
+    "VersionResponse2",
+    "VersionResponse3",
+    "parse_guest",
+    "parse_host",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -616,28 +584,33 @@ for _form in TABLE:
     _FORMS.setdefault((_form.TYPE, _form.FROM_GUEST), []).append(_form)
 
 
-def parse_guest(payload: bytes) -> GuestMessage:
-    """Decode a message from the guest: the longest form that the bytes fill.
+def parse_guest(payload: bytes, version: Version | None = None) -> GuestMessage:
+    """Decode a message from the guest: the longest form that ``version`` knows and the bytes fill.
 
-    Raises :class:`MalformedMessage`.
+    Without a version every form is known. InitiateContact is always chosen by size: it comes
+    before there is a version. Raises :class:`MalformedMessage`.
     """
-    return cast(GuestMessage, _parse(payload, from_guest=True))
+    return cast(GuestMessage, _parse(payload, version, from_guest=True))
 
 
 def parse_host(payload: bytes) -> Message:
-    """Decode a message from the host, as a guest does; raises :class:`MalformedMessage`."""
-    return _parse(payload, from_guest=False)
+    """Decode a message from the host, by size; raises :class:`MalformedMessage`."""
+    return _parse(payload, None, from_guest=False)
 
 
-def _parse(payload: bytes, *, from_guest: bool) -> Message:
+def _parse(payload: bytes, version: Version | None, *, from_guest: bool) -> Message:
     if len(payload) < HEADER_SIZE:
         raise MalformedMessage(f"a message of {len(payload)} bytes has no header")
-    number, _ = _HEADER.unpack_from(payload)
+    if len(payload) > MAX_MESSAGE:
+        raise MalformedMessage(f"a message of {len(payload)} bytes; at most {MAX_MESSAGE}")
+    number, _ = HEADER.unpack_from(payload)
     forms = _FORMS.get((number, from_guest))
     if forms is None:
         raise MalformedMessage(f"type {number} is not a message of this direction")
+    if version is None or number == MessageType.INITIATE_CONTACT:
+        version = max(Version)
     body = payload[HEADER_SIZE:]
     for form in reversed(forms[1:]):
-        if len(body) >= form.LAYOUT.size:
+        if version >= form.SINCE and len(body) >= form.LAYOUT.size:
             return form.parse(body)
     return forms[0].parse(body)

@@ -1,0 +1,423 @@
+# SPDX-License-Identifier: MIT
+"""All channels of a bus: what the guest's messages and the owners' calls do to their states.
+
+Each method is one event. It finds the channel, matches its state without a wildcard where the
+states differ, and leaves effects in the outbox. The states are told in ``emulator.bus.channel``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Final, assert_never
+
+from emulator.bus.channel import Channel, ChannelState, OpenRequest
+from emulator.bus.effects import (
+    ChannelClosing,
+    ChannelMoved,
+    ChannelOpening,
+    ChannelReleased,
+    Offer,
+    OfferKey,
+    OpenParams,
+)
+from emulator.bus.gpadl import GpadlPhase
+from emulator.bus.outbox import Outbox
+from emulator.bus.sharing import Sharing
+from emulator.wire import messages as m
+from emulator.wire.message import MessageStatus
+from emulator.wire.version import Version
+
+MAX_CHANNEL_ID: Final = 2047
+"""Event flags are a bitmap of 2,048 bits, and bit 0 is reserved."""
+NO_MONITOR: Final = 0xFF
+NO_VP: Final = 0xFFFF_FFFF
+"""OpenChannel's target VP of a channel without interrupt."""
+
+
+class Channels:
+    """The channels of one bus, and the ids of all that ever were."""
+
+    def __init__(self, sharing: Sharing, outbox: Outbox) -> None:
+        """Start without any."""
+        self.offers_requested = False
+        self.table: dict[OfferKey, Channel] = {}
+        self.ids: dict[OfferKey, int] = {}
+        self._sharing = sharing
+        self._outbox = outbox
+
+    def __iter__(self) -> Iterator[Channel]:
+        """Iterate over a copy in the order of ids, which a restore does not change."""
+        return iter(sorted(self.table.values(), key=lambda channel: channel.channel_id))
+
+    def find(self, channel_id: int) -> Channel | None:
+        """Return the channel with this id, if the guest knows it."""
+        for channel in self.table.values():
+            if channel.channel_id == channel_id and channel.state.guest_knows:
+                return channel
+        return None
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no owner has rings."""
+        return not any(channel.state.owner_has_rings for channel in self.table.values())
+
+    # The owners' calls.
+
+    def offer(self, offer: Offer) -> None:
+        """Offer a channel; raises ValueError if it is offered already or the ids are used up."""
+        channel = self.table.get(offer.key)
+        if channel is None:
+            channel = self.add(offer)
+            self.tell(channel)
+        elif channel.state is ChannelState.REVOKED:
+            channel.offer = offer
+            channel.state = ChannelState.REOFFERED
+        else:
+            raise ValueError(f"{offer.key} is offered already")
+
+    def add(self, offer: Offer) -> Channel:
+        """Add a channel that the guest does not know; raises ValueError without a free id."""
+        channel = self.table[offer.key] = Channel(offer, self._id_of(offer.key))
+        return channel
+
+    def tell(self, channel: Channel) -> None:
+        """Send the offer, if the guest has asked for offers and does not know it."""
+        if not self.offers_requested or channel.state is not ChannelState.RELEASED:
+            return
+        assert self._outbox.route is not None
+        channel.state = ChannelState.CLOSED
+        offer = channel.offer
+        self._outbox.send(
+            m.OfferChannel(
+                interface_id=offer.key.interface,
+                instance_id=offer.key.instance,
+                flags=offer.flags,
+                mmio_megabytes=offer.mmio_megabytes,
+                user_defined=offer.user_defined,
+                subchannel_index=offer.key.subchannel_index,
+                mmio_megabytes_optional=offer.mmio_megabytes_optional,
+                channel_id=channel.channel_id,
+                monitor_id=NO_MONITOR,
+                monitor_allocated=0,
+                is_dedicated=1,
+                connection_id=event_connection(channel.channel_id, self._outbox.route.sint),
+            )
+        )
+
+    def rescind(self, key: OfferKey) -> None:
+        """Take an offer back; the owner has let go of rings and GPADLs. ValueError if there is
+        none.
+        """
+        channel = self.table.get(key)
+        if channel is None or channel.state is ChannelState.REVOKED:
+            raise ValueError(f"{key} is not offered")
+        if channel.state is ChannelState.REOFFERED:
+            channel.state = ChannelState.REVOKED
+            return
+        state, opened, reopen = channel.state, channel.open, channel.reopen
+        channel.open = channel.reopen = None
+        if not state.guest_knows:
+            self._remove(channel)
+            return
+        # Answers first: once it is rescinded Hyper-V answers nothing on a channel, and a guest
+        # that does not know that would wait.
+        if state is ChannelState.OPENING and opened is not None:
+            self._refuse_open(channel, opened.params.open_id)
+        if reopen is not None:
+            self._refuse_open(channel, reopen.params.open_id)
+        self._sharing.revoked(channel)
+        channel.state = ChannelState.REVOKED
+        self._outbox.send(m.RescindChannelOffer(channel.channel_id))
+
+    def open_result(self, key: OfferKey, ok: bool) -> None:
+        """Answer ChannelOpening; ValueError if nobody asked.
+
+        An answer that comes after the owner rescinded the channel is ignored.
+        """
+        channel = self._asked(key)
+        if channel is None:
+            return
+        assert channel.open is not None or not channel.state.owner_has_rings
+        match channel.state:
+            case ChannelState.OPENING if ok:
+                channel.state = ChannelState.OPEN
+                self._send_open_result(channel, MessageStatus.SUCCESS)
+            case ChannelState.OPENING:
+                self._send_open_result(channel, MessageStatus.UNSUCCESSFUL)
+                self._closed(channel, ChannelState.CLOSED)
+            case ChannelState.OPENING_CLOSE if ok:
+                self._close(channel, ChannelState.CLOSING)
+            case ChannelState.OPENING_CLOSE:
+                self._closed(channel, ChannelState.CLOSED)
+            case ChannelState.OPENING_RELEASE if ok:
+                self._close(channel, ChannelState.CLOSING_RELEASE)
+            case ChannelState.OPENING_RELEASE:
+                self._closed(channel, ChannelState.RELEASED)
+            case _:
+                raise ValueError(f"{key} is {channel.state.value}; nobody asked to open it")
+
+    def close_done(self, key: OfferKey) -> None:
+        """Answer ChannelClosing; ValueError if nobody asked.
+
+        An answer that comes after the owner rescinded the channel is ignored.
+        """
+        channel = self._asked(key)
+        if channel is None:
+            return
+        match channel.state:
+            case ChannelState.CLOSING:
+                self._closed(channel, ChannelState.CLOSED)
+            case ChannelState.CLOSING_RELEASE:
+                self._closed(channel, ChannelState.RELEASED)
+            case ChannelState.CLOSING_REOPEN:
+                reopen = channel.reopen
+                assert reopen is not None
+                self._closed(channel, ChannelState.CLOSED)
+                gpadl = self._sharing.table.find(channel.channel_id, reopen.gpadl_id)
+                if gpadl is not None and gpadl.phase is GpadlPhase.ACCEPTED:
+                    self._ask_to_open(channel, reopen)
+                else:
+                    # The guest tore the new ring down before it could be opened.
+                    self._refuse_open(channel, reopen.params.open_id)
+            case _:
+                raise ValueError(f"{key} is {channel.state.value}; nobody asked to close it")
+
+    # The guest's messages.
+
+    def request_offers(self) -> None:
+        """Send all offers."""
+        if self.offers_requested:
+            self._outbox.blame("offers were requested already")
+            return
+        self.offers_requested = True
+        for channel in self:
+            self.tell(channel)
+        self._outbox.send(m.AllOffersDelivered())
+
+    def open(self, message: m.OpenChannel | m.OpenChannel2) -> None:
+        """Ask the owner to open a channel, now or when it has closed it."""
+        channel = self._known(message.channel_id, message)
+        if channel is None or channel.state.is_revoked:
+            # Hyper-V does not answer on a rescinded channel; Linux gives up when it is rescinded.
+            return
+        match channel.state:
+            case ChannelState.CLOSED:
+                if (request := self._open_request(channel, message)) is not None:
+                    self._ask_to_open(channel, request)
+            case ChannelState.CLOSING:
+                # A close has no answer, so a guest may open again while the owner still closes.
+                if (request := self._open_request(channel, message)) is not None:
+                    channel.state, channel.reopen = ChannelState.CLOSING_REOPEN, request
+            case _:
+                self._outbox.blame(
+                    f"channel {channel.channel_id} is to be opened and is {channel.state.value}"
+                )
+                self._refuse_open(channel, message.open_id)
+
+    def close(self, message: m.CloseChannel) -> None:
+        """Ask the owner to let go of the rings. There is no answer."""
+        channel = self._known(message.channel_id, message)
+        if channel is None:
+            return
+        match channel.state:
+            case ChannelState.OPEN:
+                self._close(channel, ChannelState.CLOSING)
+            case ChannelState.OPENING:
+                channel.state = ChannelState.OPENING_CLOSE
+            case ChannelState.CLOSING_REOPEN:
+                channel.state, channel.reopen = ChannelState.CLOSING, None
+            case ChannelState.REVOKED | ChannelState.REOFFERED:
+                pass  # Linux closes a channel that it has seen rescinded.
+            case ChannelState.CLOSED | ChannelState.OPENING_CLOSE | ChannelState.CLOSING:
+                self._outbox.blame(
+                    f"channel {channel.channel_id} is to be closed and is {channel.state.value}"
+                )
+            case (
+                ChannelState.RELEASED | ChannelState.OPENING_RELEASE | ChannelState.CLOSING_RELEASE
+            ):
+                raise AssertionError("the guest does not know it")
+            case _:
+                assert_never(channel.state)
+
+    def modify(self, message: m.ModifyChannel, version: Version) -> None:
+        """Move a channel's interrupt to another VP."""
+        channel = self._known(message.channel_id, message)
+        status = MessageStatus.UNSUCCESSFUL
+        if channel is None:
+            pass
+        elif channel.state is not ChannelState.OPEN or channel.open is None:
+            self._outbox.blame(
+                f"channel {channel.channel_id} is to be moved and is {channel.state.value}"
+            )
+        elif message.target_vp == NO_VP:
+            self._outbox.blame(f"channel {channel.channel_id} is to be moved to no VP")
+        else:
+            status = MessageStatus.SUCCESS
+            params = dataclasses.replace(channel.open.params, target_vp=message.target_vp)
+            channel.open = dataclasses.replace(channel.open, params=params)
+            self._outbox.emit(ChannelMoved(channel.offer.key, message.target_vp))
+        if version >= Version.IRON:
+            self._outbox.send(m.ModifyChannelResponse(message.channel_id, status))
+
+    def release(self, message: m.RelIdReleased) -> None:
+        """End the guest's hold on a channel."""
+        channel = self._known(message.channel_id, message)
+        if channel is None:
+            return
+        match channel.state:
+            case ChannelState.REVOKED:
+                self._remove(channel)
+            case ChannelState.REOFFERED:
+                self._sharing.forget(channel)
+                channel.state = ChannelState.RELEASED
+                self._outbox.emit(ChannelReleased(channel.offer.key))
+                self.tell(channel)
+                return
+            case ChannelState.CLOSED:
+                # Linux lets go of a Hyper-V socket's channel without a rescind.
+                channel.state = ChannelState.RELEASED
+                self._sharing.let_go(channel)
+            case ChannelState.CLOSING:
+                channel.state = ChannelState.CLOSING_RELEASE
+            case (
+                ChannelState.OPENING
+                | ChannelState.OPENING_CLOSE
+                | ChannelState.OPEN
+                | ChannelState.CLOSING_REOPEN
+            ):
+                self._outbox.blame(
+                    f"channel {channel.channel_id} is to be released and is {channel.state.value}"
+                )
+                return
+            case (
+                ChannelState.RELEASED | ChannelState.OPENING_RELEASE | ChannelState.CLOSING_RELEASE
+            ):
+                raise AssertionError("the guest does not know it")
+            case _:
+                assert_never(channel.state)
+        self._outbox.emit(ChannelReleased(channel.offer.key))
+
+    def disconnect(self) -> None:
+        """End the guest's hold on every channel."""
+        self.offers_requested = False
+        for channel in self:
+            channel.reopen = None
+            match channel.state:
+                case ChannelState.CLOSED:
+                    channel.state = ChannelState.RELEASED
+                    self._sharing.let_go(channel)
+                case ChannelState.OPENING | ChannelState.OPENING_CLOSE:
+                    channel.state = ChannelState.OPENING_RELEASE
+                case ChannelState.OPEN:
+                    self._close(channel, ChannelState.CLOSING_RELEASE)
+                case ChannelState.CLOSING | ChannelState.CLOSING_REOPEN:
+                    channel.state = ChannelState.CLOSING_RELEASE
+                case ChannelState.REVOKED:
+                    self._remove(channel)
+                case ChannelState.REOFFERED:
+                    self._sharing.forget(channel)
+                    channel.state = ChannelState.RELEASED
+                case (
+                    ChannelState.RELEASED
+                    | ChannelState.OPENING_RELEASE
+                    | ChannelState.CLOSING_RELEASE
+                ):
+                    pass
+                case _:
+                    assert_never(channel.state)
+
+    # Steps.
+
+    def _known(self, channel_id: int, message: m.Message) -> Channel | None:
+        channel = self.find(channel_id)
+        if channel is None:
+            self._outbox.blame(f"{message.TYPE.name} for channel {channel_id}, which is not there")
+        return channel
+
+    def _asked(self, key: OfferKey) -> Channel | None:
+        channel = self.table.get(key)
+        return None if channel is None or channel.state.is_revoked else channel
+
+    def _ask_to_open(self, channel: Channel, request: OpenRequest) -> None:
+        channel.state, channel.open = ChannelState.OPENING, request
+        self._outbox.emit(ChannelOpening(channel.offer.key, request.params))
+
+    def _close(self, channel: Channel, state: ChannelState) -> None:
+        channel.state = state
+        self._outbox.emit(ChannelClosing(channel.offer.key))
+
+    def _closed(self, channel: Channel, state: ChannelState) -> None:
+        """The owner has no rings any more."""
+        channel.open = channel.reopen = None
+        channel.state = state
+        self._sharing.closed(channel)
+        if state is ChannelState.RELEASED:
+            self._sharing.let_go(channel)
+
+    def _remove(self, channel: Channel) -> None:
+        self._sharing.forget(channel)
+        del self.table[channel.offer.key]
+
+    def _send_open_result(self, channel: Channel, status: MessageStatus) -> None:
+        assert channel.open is not None
+        open_id = channel.open.params.open_id
+        self._outbox.send(m.OpenResult(channel.channel_id, open_id, status))
+
+    def _refuse_open(self, channel: Channel, open_id: int) -> None:
+        self._outbox.send(m.OpenResult(channel.channel_id, open_id, MessageStatus.UNSUCCESSFUL))
+
+    def _open_request(
+        self, channel: Channel, message: m.OpenChannel | m.OpenChannel2
+    ) -> OpenRequest | None:
+        """Check an open; None when it was refused."""
+        assert self._outbox.route is not None
+        gpadl = self._sharing.table.find(channel.channel_id, message.ring_buffer_gpadl_id)
+        split = message.downstream_ring_buffer_page_offset
+        problem = ""
+        if gpadl is None or gpadl.phase is not GpadlPhase.ACCEPTED:
+            problem = f"GPADL {message.ring_buffer_gpadl_id:#x} is not there"
+        elif not gpadl.is_whole_pages:
+            problem = f"GPADL {message.ring_buffer_gpadl_id:#x} is not made of whole pages"
+        elif not 2 <= split <= len(gpadl.pfns) - 2:
+            # A ring is a control page and at least one page of data.
+            problem = f"{len(gpadl.pfns)} pages cannot be split at page {split}"
+        if gpadl is None or problem:
+            self._outbox.blame(f"the ring of channel {channel.channel_id}: {problem}")
+            self._refuse_open(channel, message.open_id)
+            return None
+        sint = self._outbox.route.sint
+        return OpenRequest(
+            gpadl.gpadl_id,
+            OpenParams(
+                channel_id=channel.channel_id,
+                open_id=message.open_id,
+                target_vp=None if message.target_vp == NO_VP else message.target_vp,
+                target_sint=sint,
+                ring_pfns=gpadl.pfns,
+                downstream_page_offset=split,
+                user_data=message.user_data,
+                connection_id=event_connection(channel.channel_id, sint),
+                event_flag=channel.channel_id,
+            ),
+        )
+
+    def _id_of(self, key: OfferKey) -> int:
+        """Return the id that the key had before, or a new one; the stalest when all are given."""
+        if key in self.ids:
+            return self.ids[key]
+        number = len(self.ids) + 1
+        if number > MAX_CHANNEL_ID:
+            stale = next((other for other in self.ids if other not in self.table), None)
+            if stale is None:
+                raise ValueError(f"all {MAX_CHANNEL_ID} channel ids are in use")
+            number = self.ids.pop(stale)
+        self.ids[key] = number
+        return number
+
+
+def event_connection(channel_id: int, sint: int) -> int:
+    """Return the connection that the guest signals for a channel of VTL 0: 0x2000 + id for SINT
+    2.
+    """
+    return channel_id | sint << 12

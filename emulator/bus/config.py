@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: MIT
+"""What a bus allows its guest."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from emulator.wire.version import Version
+
+OLDEST_VERSION: Final = Version.WIN8
+"""Older guests share one event connection among all channels, which this host does not have."""
+NEWEST_VERSION: Final = Version.IRON
+"""From 6.0 on there are feature flags, and messages that depend on them."""
+
+
+@dataclass(frozen=True, slots=True)
+class BusConfig:
+    """Limits of one bus.
+
+    Versions limit what is negotiated. ``max_restored_version`` limits what a snapshot may have
+    negotiated: a host that is rolled back can keep a guest running on a version that it would not
+    offer any more.
+
+    ``max_pages`` is what Hyper-V allows a guest to share: 1,280 MiB (Linux,
+    Documentation/virt/hyperv/vmbus.rst). Linux has 1 to 4 GPADLs on a channel; the message that
+    begins a GPADL cannot announce more than 8,190 pages.
+
+    Raises ValueError for a range of versions that this host does not speak.
+    """
+
+    min_version: Version = OLDEST_VERSION
+    max_version: Version = NEWEST_VERSION
+    max_restored_version: Version = NEWEST_VERSION
+    max_gpadls_per_channel: int = 256
+    max_pages: int = 1280 * 256
+
+    def __post_init__(self) -> None:
+        if not OLDEST_VERSION <= self.min_version <= self.max_version <= NEWEST_VERSION:
+            raise ValueError(
+                f"versions {self.min_version} to {self.max_version}: "
+                f"this host speaks {OLDEST_VERSION} to {NEWEST_VERSION}"
+            )
+        if not self.min_version <= self.max_restored_version <= NEWEST_VERSION:
+            raise ValueError(
+                f"restored versions up to {self.max_restored_version}: "
+                f"this host speaks {self.min_version} to {NEWEST_VERSION}"
+            )

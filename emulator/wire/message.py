@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: MIT
+"""What all channel messages have in common: header, types, and how a form packs and parses.
+
+The forms themselves are in ``emulator.wire.messages``.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass, fields
+from enum import IntEnum
+from typing import Any, ClassVar, Final, TypeVar
+from uuid import UUID
+
+from emulator.wire.guid import guid_from_wire, guid_to_wire
+from emulator.wire.version import Version
+
+HEADER_SIZE: Final = 8
+MAX_MESSAGE: Final = 240
+"""Bytes of a message with its header (TLFS 11, HV_MESSAGE_PAYLOAD_BYTE_COUNT)."""
+
+HEADER: Final = struct.Struct("<II")
+"""Type, padding. The padding is zero from us and ignored from the guest."""
+
+
+class MalformedMessage(Exception):
+    """A message is too short or too long, or has no known type; the sender is to blame."""
+
+
+class MessageType(IntEnum):
+    """``CHANNELMSG_*`` of Linux, with the types of later versions."""
+
+    OFFER_CHANNEL = 1
+    RESCIND_CHANNEL_OFFER = 2
+    REQUEST_OFFERS = 3
+    ALL_OFFERS_DELIVERED = 4
+    OPEN_CHANNEL = 5
+    OPEN_RESULT = 6
+    CLOSE_CHANNEL = 7
+    GPADL_HEADER = 8
+    GPADL_BODY = 9
+    GPADL_CREATED = 10
+    GPADL_TEARDOWN = 11
+    GPADL_TORNDOWN = 12
+    REL_ID_RELEASED = 13
+    INITIATE_CONTACT = 14
+    VERSION_RESPONSE = 15
+    UNLOAD = 16
+    UNLOAD_COMPLETE = 17
+    OPEN_RESERVED_CHANNEL = 18
+    CLOSE_RESERVED_CHANNEL = 19
+    CLOSE_RESERVED_CHANNEL_RESPONSE = 20
+    TL_CONNECT_REQUEST = 21
+    MODIFY_CHANNEL = 22
+    TL_CONNECT_RESULT = 23
+    MODIFY_CHANNEL_RESPONSE = 24
+    MODIFY_CONNECTION = 25
+    MODIFY_CONNECTION_RESPONSE = 26
+    PAUSE = 27
+    PAUSE_RESPONSE = 28
+    RESUME = 29
+
+
+class MessageStatus(IntEnum):
+    """What a status field of a channel message says: Hyper-V's failure is E_UNEXPECTED."""
+
+    SUCCESS = 0
+    UNSUCCESSFUL = 0x8000_FFFF
+    CONNECTION_REFUSED = 0xC000_0236
+    """TlConnectResult only; Windows hands it to the program that wanted to connect."""
+
+
+_M = TypeVar("_M", bound="Message")
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """Base of all messages: ``LAYOUT`` packs the fields in order; UUID fields are 16 bytes.
+
+    ``tail`` of a subclass, if it has one, takes what follows the fixed part.
+    """
+
+    TYPE: ClassVar[MessageType]
+    SINCE: ClassVar[Version] = Version.V1
+    FROM_GUEST: ClassVar[bool]
+    LAYOUT: ClassVar[struct.Struct] = struct.Struct("<")
+
+    def pack(self) -> bytes:
+        """Encode with the header."""
+        values: list[Any] = []
+        tail = b""
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name == "tail":
+                tail = value
+            else:
+                values.append(guid_to_wire(value) if isinstance(value, UUID) else value)
+        return HEADER.pack(self.TYPE, 0) + self.LAYOUT.pack(*values) + tail
+
+    @classmethod
+    def parse(cls: type[_M], body: bytes) -> _M:
+        """Decode a body; raises :class:`MalformedMessage` when it is too short."""
+        if len(body) < cls.LAYOUT.size:
+            raise MalformedMessage(
+                f"{cls.TYPE.name} needs {cls.LAYOUT.size} bytes of body, not {len(body)}"
+            )
+        unpacked = iter(cls.LAYOUT.unpack_from(body))
+        values: dict[str, Any] = {}
+        for field in fields(cls):
+            if field.name == "tail":
+                values["tail"] = body[cls.LAYOUT.size :]
+                continue
+            value = next(unpacked)
+            values[field.name] = guid_from_wire(value) if field.type == "UUID" else value
+        return cls(**values)
