@@ -118,15 +118,20 @@ def _fail(text: str) -> NoReturn:
 
 
 def _print_report(report: Report) -> None:
+    from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    console = Console()
+    # Not highlighted and never wrapped: the lines are read by programs as well.
+    console = Console(highlight=False, soft_wrap=True)
     for number, found in enumerate(report.rounds, 1):
-        table = Table(title=f"restore {number} of {len(report.rounds)}", title_justify="left")
-        table.add_column("packets in flight")
-        for column in ("at save", "restored", "once", "lost", "duplicated", "out of order"):
-            table.add_column(column, justify="right")
+        title = f"restore {number} of {len(report.rounds)}: packets in flight"
+        table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+        table.collapse_padding = True
+        table.pad_edge = False
+        table.add_column("kind", no_wrap=True)
+        for column in ("saved", "restored", "once", "lost", "twice", "disorder"):
+            table.add_column(column, justify="right", no_wrap=True)
         for row in found.rows:
             table.add_row(
                 row["kind"],

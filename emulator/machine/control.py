@@ -28,6 +28,10 @@ class ControlError(Exception):
     """A command failed; the text is for the person who gave it."""
 
 
+class ControlGone(ControlError):
+    """The backend has closed the connection: most often because it has ended."""
+
+
 class Request(msgspec.Struct, frozen=True):
     """One command."""
 
@@ -113,7 +117,7 @@ class ControlClient:
     async def call(self, command: str, **args: Any) -> Any:
         """Run a command; raises :class:`ControlError` if it fails or the backend goes away."""
         if self._gone:
-            raise ControlError(self._gone)
+            raise ControlGone(self._gone)
         self._next += 1
         ident = self._next
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
@@ -150,4 +154,4 @@ class ControlClient:
             self._gone = "the backend process has ended"
             for future in self._waiting.values():
                 if not future.done():
-                    future.set_exception(ControlError(self._gone))
+                    future.set_exception(ControlGone(self._gone))

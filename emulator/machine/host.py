@@ -362,7 +362,8 @@ class VmbusHost:
             case ChannelMoved():
                 self._move(self._slots[effect.key], effect.target_vp)
             case GpadlCreated():
-                self._slots[effect.key].gpadls[effect.gpadl_id] = effect.ranges
+                if slot := self._slots.get(effect.key):
+                    slot.gpadls[effect.gpadl_id] = effect.ranges
             case GpadlTearingDown():
                 if slot := self._slots.get(effect.key):
                     slot.gpadls.pop(effect.gpadl_id, None)

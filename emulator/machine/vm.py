@@ -23,7 +23,7 @@ from qemu.qmp import ExecuteError, QMPClient, QMPError
 
 from emulator.machine.config import Accel, MachineConfig
 from emulator.machine.console import Console
-from emulator.machine.control import ControlClient, ControlError
+from emulator.machine.control import ControlClient, ControlError, ControlGone
 from emulator.machine.process import Child, ProcessDied
 from emulator.machine.qemu import QemuError, Sockets, check_qemu, choose_accel, command_line
 from emulator.machine.snapshot import (
@@ -43,6 +43,8 @@ T = TypeVar("T")
 
 _BANDWIDTH: Final = 1 << 40
 """Bytes per second for a migration to a file: QEMU's default of 128 MiB/s is for networks."""
+
+_REAP_SECONDS: Final = 5.0
 
 
 class VirtualMachine:
@@ -199,7 +201,15 @@ class VirtualMachine:
         """Run a command of the backend; raises ControlError or :class:`ProcessDied`."""
         if self._control is None:
             raise ControlError("the machine has no VMBus backend")
-        return await self.watch(self._control.call(command, **args))
+        try:
+            return await self.watch(self._control.call(command, **args))
+        except ControlGone:
+            # The socket closes a moment before the child can be reaped: tell how it ended.
+            if self.backend_child is not None:
+                await asyncio.wait({self.backend_child.ended}, timeout=_REAP_SECONDS)
+                if self.backend_child.ended.done():
+                    raise self.backend_child.obituary() from None
+            raise
 
     async def write_state(self, file: Path) -> str:
         """Write QEMU's stream of a stopped machine; returns why it failed, or the empty string.

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: MIT
-"""Byte layouts, GUIDs and status codes of VMBus: one definition each, and nothing that acts on them."""
+"""Byte layouts, GUIDs and status codes of VMBus, one definition each; nothing acts on them here."""

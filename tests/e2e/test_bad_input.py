@@ -9,7 +9,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,9 +16,9 @@ import pytest
 import pytest_asyncio
 
 from emulator.devices.probe.protocol import Deed
-from emulator.machine.config import Accel, DeviceConfig
+from emulator.machine.config import DeviceConfig
 from emulator.machine.process import ProcessDied
-from emulator.machine.qemu import QemuError, choose_accel
+from emulator.machine.qemu import QemuError
 from emulator.machine.snapshot import MANIFEST, STATE, SnapshotError
 from emulator.machine.vm import VirtualMachine
 from tests.e2e.conftest import ConfigMaker, MadeVm
@@ -191,48 +190,3 @@ async def test_a_qemu_without_the_patch_is_named(make_config: ConfigMaker, tmp_p
     async with VirtualMachine(make_config(), qemu=stranger, logs=tmp_path / "logs") as vm:
         with pytest.raises(QemuError, match="no vmbus-user device"):
             await vm.boot()
-
-
-def test_a_host_without_kvm_is_refused_for_kvm_and_gets_tcg_for_auto(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("emulator.machine.qemu._KVM", "/nowhere/kvm")
-    with pytest.raises(QemuError, match="use --accel tcg"):
-        choose_accel(Accel.KVM)
-    assert choose_accel(Accel.AUTO) is Accel.TCG
-
-
-def _vmbus(*args: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "emulator.cli", *args],
-        capture_output=True,
-        text=True,
-        env=os.environ | environment,
-        check=False,
-    )
-
-
-@pytest.mark.parametrize(
-    ("args", "environment", "words"),
-    [
-        (["demo"], {"VMBUS_QEMU": "/bin/false"}, "does not run"),
-        (["demo"], {"VMBUS_QEMU": "/nowhere/qemu"}, "VMBUS_QEMU"),
-        (["demo"], {"VMBUS_GUEST": "/nowhere"}, "guest-images/linux/build"),
-        (["demo", "--folder", "/proc/none"], {}, "/proc/none"),
-        (["demo", "--smp", "0"], {}, "smp"),
-    ],
-)
-def test_a_users_mistake_gives_one_line_and_a_status(
-    args: list[str], environment: dict[str, str], words: str
-) -> None:
-    result = _vmbus(*args, **environment)
-    assert result.returncode != 0
-    assert words in result.stderr
-    assert "Traceback" not in result.stderr
-
-
-def test_dry_run_prints_a_command_line_and_starts_nothing() -> None:
-    result = _vmbus("demo", "--dry-run", "--smp", "4", "--accel", "tcg")
-    assert result.returncode == 0
-    assert "-device vmbus-user,chardev=vmbus" in result.stdout
-    assert "-smp 4" in result.stdout

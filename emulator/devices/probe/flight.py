@@ -19,12 +19,12 @@ from emulator.devices.probe.ledger import GuestLedger
 class Kind(StrEnum):
     """Kinds of packets in flight."""
 
-    REQUEST_UNREAD = "guest request unread in the ring"
-    REQUEST_HELD = "guest request held by the device"
-    QUEUED_WAIT = "host packet queued, wants completion"
-    QUEUED_NOTIFY = "host packet queued, no completion"
-    IN_RING = "host packet awaiting completion"
-    COMPLETION_UNREAD = "guest completion unread in the ring"
+    REQUEST_UNREAD = "guest request, unread in ring"
+    REQUEST_HELD = "guest request, held by device"
+    QUEUED_WAIT = "host request, queued"
+    QUEUED_NOTIFY = "host notify, queued"
+    IN_RING = "host request, unanswered"
+    COMPLETION_UNREAD = "guest completion, unread in ring"
 
 
 class Flight(msgspec.Struct):
