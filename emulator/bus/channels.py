@@ -244,7 +244,7 @@ class Channels:
         """Move a channel's interrupt to another VP."""
         channel = self._known(message.channel_id, message)
         status = MessageStatus.UNSUCCESSFUL
-        if channel is None:
+        if channel is None or channel.state.is_revoked:
             pass
         elif channel.state is not ChannelState.OPEN or channel.open is None:
             self._outbox.blame(
@@ -351,9 +351,10 @@ class Channels:
         """The owner has no rings any more."""
         channel.open = channel.reopen = None
         channel.state = state
-        self._sharing.closed(channel)
         if state is ChannelState.RELEASED:
             self._sharing.let_go(channel)
+        else:
+            self._sharing.closed(channel)
 
     def _remove(self, channel: Channel) -> None:
         self._sharing.forget(channel)

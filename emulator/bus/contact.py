@@ -84,10 +84,12 @@ def judge(
     verdict, problem = Verdict.ACCEPTED, ""
     if not is_version(requested) or not config.min_version <= requested <= config.max_version:
         verdict = Verdict.UNSUPPORTED
-        problem = (
-            f"VMBus version {requested >> 16}.{requested & 0xFFFF} is not spoken here, "
-            f"{config.min_version} to {config.max_version} are"
-        )
+        if requested < config.min_version:
+            # One that is too new is no fault: guests begin with the newest and step down.
+            problem = (
+                f"VMBus version {requested >> 16}.{requested & 0xFFFF} is not spoken here, "
+                f"{config.min_version} to {config.max_version} are"
+            )
     elif vtl != 0:
         verdict, problem = Verdict.FAILED, f"messages for VTL {vtl}; this host has VTL 0 only"
     elif not 0 < sint < SINT_COUNT:

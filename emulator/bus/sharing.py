@@ -103,17 +103,20 @@ class Sharing:
                 self._tear_down(channel, gpadl)
 
     def let_go(self, channel: Channel) -> None:
-        """The guest has let go of ``channel``, whose rings nobody has: ask the owner to let go."""
+        """The guest has let go of ``channel``, whose rings nobody has: ask the owner to let go.
+
+        Nobody waits for the answers any more.
+        """
         for gpadl in self.table.of(channel.channel_id):
             match gpadl.phase:
                 case GpadlPhase.RECEIVING:
                     self.table.remove(gpadl)
-                case GpadlPhase.ACCEPTED:
+                case GpadlPhase.ACCEPTED | GpadlPhase.WAITING_FOR_CLOSE:
                     gpadl.phase = GpadlPhase.DROPPED
                     self._outbox.emit(GpadlTearingDown(channel.offer.key, gpadl.gpadl_id))
-                case GpadlPhase.WAITING_FOR_CLOSE:
-                    self._tear_down(channel, gpadl)
-                case GpadlPhase.TEARING_DOWN | GpadlPhase.DROPPED:
+                case GpadlPhase.TEARING_DOWN:
+                    gpadl.phase = GpadlPhase.DROPPED
+                case GpadlPhase.DROPPED:
                     pass
 
     def revoked(self, channel: Channel) -> None:

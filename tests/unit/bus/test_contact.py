@@ -1,0 +1,236 @@
+# SPDX-License-Identifier: MIT
+"""The beginning and the end of a connection."""
+
+from __future__ import annotations
+
+import pytest
+
+from emulator.bus import BusConfig, BusConnected, BusDisconnected
+from emulator.wire.version import Version
+from tests.model import guest as model
+from tests.unit.bus.rig import Rig, key, offer
+
+SPOKEN = [version for version in Version if Version.WIN8 <= version <= Version.IRON]
+
+
+@pytest.mark.parametrize("version", SPOKEN)
+def test_a_version_is_negotiated(rig: Rig, version: Version) -> None:
+    rig.offer(offer(1))
+    rig.guest.connect(version)
+    assert rig.guest.connected
+    assert len(rig.guest.channels) == 1
+    assert BusConnected(version) in rig.others
+    assert rig.errors == []
+
+
+@pytest.mark.parametrize(
+    "version", [Version.V1, Version.WIN7, Version.COPPER, 0x50004, 0, 0xFFFFFFFF]
+)
+def test_another_version_is_refused(rig: Rig, version: int) -> None:
+    rig.guest.contact(version)
+    assert rig.guest.last["supported"] == 0
+    assert not rig.guest.connected
+    # One too new is no fault: that is how guests find out.
+    assert ["2.4 to 5.3 are" in error for error in rig.errors] == [True] * (version < 0x20004)
+    rig.guest.request_offers()
+    assert "without a connection" in rig.errors[-1]
+
+
+def test_a_guest_steps_down_until_it_is_understood() -> None:
+    rig = Rig(BusConfig(max_version=Version.WIN10))
+    for version in reversed(Version):
+        rig.guest.contact(version)
+        if rig.guest.connected:
+            break
+    assert rig.guest.version == Version.WIN10
+    rig.close()
+
+
+@pytest.mark.parametrize(
+    ("version", "vp", "sint", "expected"),
+    [
+        # Before 3.0 the VP is not honoured, before 5.0 the SINT is not named. The model guest
+        # checks where each message arrives.
+        (Version.WIN8, 3, 2, (0, 2)),
+        (Version.WIN8_1, 3, 2, (3, 2)),
+        (Version.WIN10, 1, 5, (1, 2)),
+        (Version.WIN10_RS3_1, 1, 5, (1, 5)),
+        (Version.IRON, 2, 15, (2, 15)),
+    ],
+)
+def test_messages_go_where_the_guest_wants_them(
+    rig: Rig, version: Version, vp: int, sint: int, expected: tuple[int, int]
+) -> None:
+    rig.offer(offer(1))
+    rig.guest.connect(version, vp=vp, sint=sint)
+    assert rig.guest.target == expected
+    assert rig.guest.channels
+    rig.opened(1)
+    rings = rig.owners[key(1)].rings
+    assert rings is not None
+    assert rings.target_sint == expected[1]
+    assert rings.connection_id == expected[1] * 0x1000 + 1
+
+
+def test_from_5_0_the_guest_is_told_the_port_it_used(rig: Rig) -> None:
+    rig.guest.contact(port=1)
+    assert rig.guest.connected
+    assert rig.guest.last["word"] == 1
+    rig.guest.contact(port=4)
+    assert rig.guest.last["word"] == 4
+    rig.guest.contact(Version.WIN10_RS3_0)
+    assert rig.guest.last["word"] == Version.WIN10_RS3_0
+
+
+def test_a_contact_with_a_client_id_is_a_contact(rig: Rig) -> None:
+    rig.guest.contact(client_id=bytes(16))
+    assert rig.guest.connected
+
+
+@pytest.mark.parametrize(
+    ("sint", "vtl", "monitors", "text"),
+    [
+        (0, 0, (0, 0), "SINT 0"),
+        (16, 0, (0, 0), "SINT 16"),
+        (2, 2, (0, 0), "VTL 2"),
+        (2, 0, (0x1000, 0), "one monitor page"),
+        (2, 0, (0, 0x1000), "one monitor page"),
+    ],
+)
+def test_a_contact_that_cannot_work_fails(
+    rig: Rig, sint: int, vtl: int, monitors: tuple[int, int], text: str
+) -> None:
+    rig.guest.contact(sint=sint, vtl=vtl, monitors=monitors)
+    assert (rig.guest.last["supported"], rig.guest.last["state"]) == (1, 2)
+    assert not rig.guest.connected
+    assert text in rig.errors[0]
+
+
+def test_no_monitor_pages_are_fine(rig: Rig) -> None:
+    rig.guest.contact(monitors=(0, 0))
+    assert rig.guest.connected
+
+
+def test_offers_come_once(rig: Rig) -> None:
+    rig.connected(1, 2)
+    assert rig.guest.since(1) == [
+        model.OFFER_CHANNEL,
+        model.OFFER_CHANNEL,
+        model.ALL_OFFERS_DELIVERED,
+    ]
+    rig.guest.request_offers()
+    assert rig.errors == ["offers were requested already"]
+    rig.offer(offer(3))
+    assert rig.guest.last.type == model.OFFER_CHANNEL
+
+
+def test_nothing_is_offered_before_it_is_asked_for(rig: Rig) -> None:
+    rig.offer(offer(1))
+    rig.guest.contact()
+    rig.offer(offer(2))
+    assert rig.guest.channels == {}
+    rig.guest.request_offers()
+    assert list(rig.guest.channels) == [1, 2]
+
+
+@pytest.mark.parametrize("way", ["unload", "contact", "refused contact", "reset"])
+def test_a_connection_ends_when_the_owners_have_let_go(slow: Rig, way: str) -> None:
+    slow.connected(1, 2)
+    ring = slow.opened(1)
+    other = slow.guest.make_gpadl(1, 3)
+    slow.open_result(key(1))
+    closed = slow.guest.make_gpadl(2, 3)
+    mark = len(slow.guest.heard)
+    match way:
+        case "unload":
+            slow.guest.unload()
+        case "contact":
+            slow.guest.contact()
+        case "refused contact":
+            slow.guest.contact(Version.COPPER)
+        case "reset":
+            slow.reset()
+    assert isinstance(slow.others[-1], BusDisconnected)
+    slow.release(key(2), closed.gpadl_id)
+    assert slow.owners[key(1)].closing
+    assert slow.owners[key(1)].releasing == []
+    slow.close_done(key(1))
+    slow.release(key(1), other.gpadl_id)
+    assert slow.guest.since(mark) == []
+    # While it lasts nothing is understood but a contact.
+    slow.apply(lambda bus: bus.guest_message(4, model.u32(model.REQUEST_OFFERS, 0)))
+    assert "without a connection" in slow.errors[-1]
+    slow.release(key(1), ring.gpadl_id)
+    expected = {
+        "unload": [model.UNLOAD_COMPLETE],
+        "contact": [model.VERSION_RESPONSE],
+        "refused contact": [model.VERSION_RESPONSE],
+        "reset": [],
+    }
+    assert slow.guest.since(mark) == expected[way]
+    # The next kernel starts from nothing, with the same ids.
+    slow.automatic = True
+    slow.guest.connect()
+    assert list(slow.guest.channels) == [1, 2]
+    slow.opened(1)
+    assert slow.guest.channels[1].is_open
+
+
+def test_the_last_contact_counts(slow: Rig) -> None:
+    slow.connected(1)
+    slow.opened(1)
+    slow.guest.unload()
+    slow.guest.contact(Version.COPPER)
+    slow.guest.contact(Version.WIN10, vp=1)
+    mark = len(slow.guest.heard)
+    slow.open_result(key(1), ok=False)
+    slow.answer_all()
+    assert slow.guest.since(mark) == [model.VERSION_RESPONSE]
+    assert slow.guest.connected
+
+
+def test_a_reset_forgets_the_answer_that_was_owed(slow: Rig) -> None:
+    slow.connected(1)
+    slow.opened(1)
+    slow.guest.contact()
+    slow.reset()
+    slow.reset()
+    mark = len(slow.guest.heard)
+    slow.open_result(key(1))
+    slow.answer_all()
+    slow.answer_all()
+    assert slow.guest.since(mark) == []
+    assert slow.owners[key(1)].holds_nothing
+    slow.guest.connect()
+    assert list(slow.guest.channels) == [1]
+
+
+def test_a_reset_without_a_guest_does_nothing(rig: Rig) -> None:
+    rig.offer(offer(1))
+    rig.reset()
+    assert rig.others == []
+    assert rig.errors == []
+
+
+def test_guest_reboots(rig: Rig) -> None:
+    rig.connected(1, 2)
+    for _ in range(3):
+        rig.opened(1)
+        assert rig.guest.channels[1].is_open
+        rig.reset()
+        rig.guest.connect()
+    for _ in range(3):
+        rig.opened(2)
+        rig.guest.unload()
+        rig.guest.connect()
+    assert rig.errors == []
+    assert list(rig.guest.channels) == [1, 2]
+
+
+def test_versions_this_host_cannot_speak_cannot_be_configured() -> None:
+    with pytest.raises(ValueError, match=r"2\.4 to 5\.3"):
+        BusConfig(max_version=Version.COPPER)
+    with pytest.raises(ValueError, match=r"2\.4 to 5\.3"):
+        BusConfig(min_version=Version.V1)
+    with pytest.raises(ValueError, match="restored"):
+        BusConfig(max_restored_version=Version.COPPER)
