@@ -60,6 +60,39 @@ async def test_a_guest_gets_its_clock_and_its_bus_from_us(
     await _finish(vm)
 
 
+@pytest.mark.parametrize(
+    ("number", "version"),
+    [
+        (0x00050002, "5.2"),
+        (0x00040001, "4.1"),
+        (0x00040000, "4.0"),
+        (0x00030000, "3.0"),
+        (0x00020004, "2.4"),
+    ],
+)
+async def test_an_older_guest_gets_the_version_it_asks_for(
+    make_config: ConfigMaker, make_vm: MadeVm, number: int, version: str
+) -> None:
+    config = make_config(smp=2, append=f"loglevel=7 vmbus.max_version={number:#x}")
+    vm = await make_vm(config)
+    await vm.boot()
+    async with asyncio.timeout(PATIENCE):
+        match = await vm.watch(vm.console.wait_for(r"Vmbus version:([0-9.]+)"))
+        assert match[1] == version
+    await _talk(vm)
+    await _finish(vm)
+
+
+async def test_the_pure_python_reference_carries_the_main_job(
+    make_config: ConfigMaker, qemu: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VMBUS_PURE_PYTHON", "1")
+    report = await run_demo(
+        make_config(), qemu=qemu, folder=tmp_path, rounds=1, say=lambda text: None
+    )
+    assert report.good
+
+
 async def test_the_bus_connects_again_after_a_reboot(
     make_config: ConfigMaker, make_vm: MadeVm
 ) -> None:
