@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import shlex
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -73,7 +75,8 @@ def demo(
             typer.echo(shlex.join(line))
             return
         where = _folder(folder)
-        report = _run_demo(config, qemu, where, rounds)
+        with _logs_named(where):
+            report = _run_demo(config, qemu, where, rounds)
     except (
         QemuError,
         ImageError,
@@ -94,6 +97,16 @@ def demo(
         shutil.rmtree(where, ignore_errors=True)
     if not report.good:
         raise typer.Exit(1)
+
+
+@contextlib.contextmanager
+def _logs_named(where: Path) -> Iterator[None]:
+    """Keep the logs of a run that failed, and say where they are."""
+    try:
+        yield
+    except BaseException:
+        typer.echo(f"logs: {where}", err=True)
+        raise
 
 
 def _folder(folder: Path | None) -> Path:

@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: MIT
+"""The host behind a model frontend: state is taken whole or not at all, guests wait their turn."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import AsyncIterator
+
+import msgspec
+import pytest
+import pytest_asyncio
+
+from emulator.link import Session
+from emulator.machine.config import DeviceConfig, HostConfig
+from emulator.machine.host import VmbusHost
+from tests.model import frontend as fe
+from tests.model.frontend import ModelFrontend
+
+pytestmark = pytest.mark.asyncio
+
+CONFIG = HostConfig("vm", (DeviceConfig("probe", "probe"),))
+VERSION_5_3 = 0x00050003
+
+
+class Rig:
+    """A host of its own for each frontend."""
+
+    def __init__(self, config: HostConfig = CONFIG) -> None:
+        self.host = VmbusHost(config)
+        self.frontend = ModelFrontend(post_window=1)
+        self.session = Session(self.frontend.backend_socket, self.host)
+        self.host.attach(self.session)
+
+    def close(self) -> None:
+        self.session.close()
+        self.frontend.close()
+
+
+@pytest_asyncio.fixture
+async def rig() -> AsyncIterator[Rig]:
+    rig = Rig()
+    await rig.frontend.handshake()
+    yield rig
+    rig.close()
+
+
+def contact(version: int = VERSION_5_3) -> bytes:
+    """An InitiateContact on SINT 2 of VP 0."""
+    return struct.pack("<IIIIQQQ", 14, 0, version, 0, 2, 0, 0)
+
+
+REQUEST_OFFERS = struct.pack("<II", 3, 0)
+
+
+async def test_a_guest_is_answered_on_its_sint(rig: Rig) -> None:
+    rig.frontend.send(fe.RESUME)
+    rig.frontend.guest_message(contact())
+    assert (await rig.frontend.expect(fe.GUEST_MESSAGE_DONE)).words == (1,)
+    post = await rig.frontend.expect(fe.POST_MESSAGE)
+    vp, sint, kind, size = post.words[:4]
+    assert (vp, sint, kind, size) == (0, 2, 1, 16)
+    # VersionResponse: supported, state 0, and the connection id to post on.
+    assert struct.unpack("<IIBBHI", post.body[16:]) == (15, 0, 1, 0, 0, 4)
+
+
+async def test_answers_owed_survive_a_save_in_order(rig: Rig) -> None:
+    rig.frontend.send(fe.RESUME)
+    rig.frontend.guest_message(contact())
+    rig.frontend.guest_message(REQUEST_OFFERS)
+    # Nothing is delivered: the window is one, and the first post has no status.
+    for _ in range(2):
+        while (await rig.frontend.read()).type != fe.GUEST_MESSAGE_DONE:
+            pass
+    await rig.frontend.stop()
+    status, state, text = await rig.frontend.save()
+    assert (status, text) == (0, "")
+    other = Rig()
+    await other.frontend.handshake()
+    assert await other.frontend.load(state) == (0, "")
+    other.frontend.send(fe.RESUME)
+    types = []
+    for _ in range(4):
+        post = await other.frontend.expect(fe.POST_MESSAGE)
+        types.append(post.words[4])
+        other.frontend.status(fe.POST_STATUS, post.cookie)
+    # VersionResponse, two offers, AllOffersDelivered: each once, none for the second time.
+    assert types == [15, 1, 1, 4]
+    other.close()
+
+
+async def test_a_guest_that_never_reads_is_not_heard_for_ever(rig: Rig) -> None:
+    rig.frontend.send(fe.RESUME)
+    sent = 200
+    for _ in range(sent):
+        rig.frontend.guest_message(contact())
+    rig.frontend.reset()
+    credits = 0
+    while (got := await rig.frontend.read()).type != fe.RESET_DONE:
+        credits += got.type == fe.GUEST_MESSAGE_DONE
+    assert credits < sent / 2
+
+
+@pytest.mark.parametrize("state", [b"", b"\x80", b"garbage" * 20, msgspec.msgpack.encode({"a": 1})])
+async def test_a_state_that_is_none_is_refused(rig: Rig, state: bytes) -> None:
+    status, text = await rig.frontend.load(state)
+    assert status == 1
+    assert "cannot be read" in text
+
+
+async def test_a_state_of_another_machine_is_refused_with_all_differences(rig: Rig) -> None:
+    _, state, _ = await rig.frontend.save()
+    other = Rig(HostConfig("elsewhere", (DeviceConfig("second", "probe"),)))
+    await other.frontend.handshake()
+    status, text = await other.frontend.load(state)
+    assert status == 1
+    for words in ("'vm', not 'elsewhere'", "device probe", "device second"):
+        assert words in text
+    # It goes on as before: the refused state has changed nothing.
+    other.frontend.send(fe.RESUME)
+    other.frontend.guest_message(contact())
+    await other.frontend.expect(fe.GUEST_MESSAGE_DONE)
+    await other.frontend.expect(fe.POST_MESSAGE)
+    other.close()
+
+
+async def test_every_flipped_byte_is_refused_or_harmless(rig: Rig) -> None:
+    _, state, _ = await rig.frontend.save()
+    for where in range(0, len(state), 7):
+        bad = bytearray(state)
+        bad[where] ^= 0x55
+        status, text = await rig.frontend.load(bytes(bad))
+        assert status in (0, 1)
+        assert bool(text) == (status == 1)
