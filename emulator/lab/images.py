@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 import os
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
+
+from emulator.machine.built import NotBuilt, built_path
 
 
 class ImageError(Exception):
@@ -24,21 +25,13 @@ class GuestImage:
 def find_image() -> GuestImage:
     """Return the image in ``$VMBUS_GUEST`` or the one built last; raises :class:`ImageError`."""
     named = os.environ.get("VMBUS_GUEST")
-    folder = Path(named) if named else _built()
+    try:
+        folder = Path(named) if named else built_path("guest-images", "linux", "build")
+    except NotBuilt as error:
+        raise ImageError(
+            "the test guest has not been built; run guest-images/linux/build or set VMBUS_GUEST"
+        ) from error
     image = GuestImage(folder / "vmlinuz", folder / "initramfs.img")
     if not (image.kernel.is_file() and image.initramfs.is_file()):
         raise ImageError(f"{folder} holds no guest image; run guest-images/linux/build")
     return image
-
-
-def _built() -> Path:
-    script = Path(__file__).parents[2] / "guest-images" / "linux" / "build"
-    try:
-        result = subprocess.run(
-            [script, "--print-path"], capture_output=True, text=True, check=True
-        )
-    except (OSError, subprocess.CalledProcessError) as error:
-        raise ImageError(
-            "the test guest has not been built; run guest-images/linux/build or set VMBUS_GUEST"
-        ) from error
-    return Path(result.stdout.strip().splitlines()[-1])

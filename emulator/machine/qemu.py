@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from emulator.machine.built import NotBuilt, built_path
 from emulator.machine.config import Accel, MachineConfig
 
 HYPERV_FLAGS: Final = (
@@ -76,16 +77,12 @@ def find_qemu() -> Path:
         if not os.access(path, os.X_OK):
             raise QemuError(f"VMBUS_QEMU names {path}, which is not a program")
         return path
-    script = Path(__file__).parents[2] / "scripts" / "build-qemu"
     try:
-        result = subprocess.run(
-            [script, "--print-path"], capture_output=True, text=True, check=True
-        )
-    except (OSError, subprocess.CalledProcessError) as error:
+        return built_path("scripts", "build-qemu")
+    except NotBuilt as error:
         raise QemuError(
             "the patched QEMU has not been built; run scripts/build-qemu or set VMBUS_QEMU"
         ) from error
-    return Path(result.stdout.strip().splitlines()[-1])
 
 
 def check_qemu(qemu: Path) -> str:
