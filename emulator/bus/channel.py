@@ -28,7 +28,7 @@ class ChannelState(Enum):
     OPENING_CLOSE = "opening, to be closed"
     """As OPENING, but the guest closed it again before the owner answered."""
     OPENING_RELEASE = "opening, the guest is gone"
-    """As OPENING, but the guest's connection ended before the owner answered."""
+    """As OPENING, but the guest has let go, or its connection ended, before the owner answered."""
     OPEN = "open"
     """Open on both sides."""
     CLOSING = "closing"

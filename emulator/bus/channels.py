@@ -280,12 +280,9 @@ class Channels:
                 self._sharing.let_go(channel)
             case ChannelState.CLOSING:
                 channel.state = ChannelState.CLOSING_RELEASE
-            case (
-                ChannelState.OPENING
-                | ChannelState.OPENING_CLOSE
-                | ChannelState.OPEN
-                | ChannelState.CLOSING_REOPEN
-            ):
+            case ChannelState.OPENING_CLOSE:
+                channel.state = ChannelState.OPENING_RELEASE
+            case ChannelState.OPENING | ChannelState.OPEN | ChannelState.CLOSING_REOPEN:
                 self._outbox.blame(
                     f"channel {channel.channel_id} is to be released and is {channel.state.value}"
                 )

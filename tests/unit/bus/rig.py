@@ -8,6 +8,7 @@ for what it has.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from uuid import UUID
@@ -73,10 +74,12 @@ class Owner:
 class Rig:
     """Bus, guest and owners. With `automatic` the owners answer at once."""
 
-    def __init__(self, config: BusConfig | None = None, *, automatic: bool = True) -> None:
+    def __init__(
+        self, config: BusConfig | None = None, *, automatic: bool = True, pages: int = 16384
+    ) -> None:
         self.config = config if config is not None else BusConfig()
         self.bus = BusHost(self.config)
-        self.guest = ModelGuest(self._posted)
+        self.guest = ModelGuest(self._posted, pages=pages)
         self.guest.pages_freed = self._pages_freed
         self.owners: dict[OfferKey, Owner] = {}
         self.automatic = automatic
@@ -155,8 +158,10 @@ class Rig:
                 assert not owner.closing
                 owner.closing = True
             case ChannelMoved():
-                assert self.owners[effect.key].rings is not None
-                self.owners[effect.key].moved.append(effect.target_vp)
+                owner = self.owners[effect.key]
+                assert owner.rings is not None
+                owner.rings = dataclasses.replace(owner.rings, target_vp=effect.target_vp)
+                owner.moved.append(effect.target_vp)
             case GpadlCreated():
                 owner = self.owners[effect.key]
                 assert effect.gpadl_id not in owner.gpadls

@@ -37,7 +37,7 @@ class TwinRig(Rig):
     """A rig with a second bus that gets the same inputs, and a queue of messages to the guest."""
 
     def __init__(self) -> None:
-        super().__init__(automatic=False)
+        super().__init__(automatic=False, pages=8192)
         self.twin = BusHost(self.config)
         self.queue: list[SendMessage] = []
         self.deliver = self._enqueue
@@ -147,20 +147,42 @@ class BusMachine(RuleBasedStateMachine):
     def gpadls(self, *states: str) -> list[model.GuestGpadl]:
         return [g for c in self.known() for g in c.gpadls.values() if g.state in states]
 
-    @initialize()
-    def boot(self) -> None:
-        self.guest.contact()
-        while self.rig.queue:
-            self.rig.read_one()
-        self.guest.request_offers()
+    def asked(self) -> set[int]:
+        """The channels that owners have been asked to open."""
+        return {self.rig.id_of(k) for k, o in self.rig.owners.items() if o.opening is not None}
+
+    def may_open(self, channel: model.GuestChannel) -> bool:
+        # Who closed early waits until that is over: a refusal would be no fault of the bus.
+        busy = channel.is_open or channel.opening or channel.channel_id in self.asked()
+        return not busy and not channel.rescinded
+
+    def read_all(self) -> None:
         while self.rig.queue:
             self.rig.read_one()
 
-    @rule(version=st.sampled_from([0x60000, 0x50003, 0x50003, 0x40000, 0x20004]))
-    def contact(self, version: int) -> None:
+    @initialize()
+    def boot(self) -> None:
+        self.guest.contact()
+        self.read_all()
+        self.guest.request_offers()
+        self.read_all()
+
+    # Rare, because everything starts from nothing after it.
+    @rule(
+        dice=st.integers(0, 7),
+        version=st.sampled_from([0x50003, 0x60000, 0x40000, 0x20004]),
+        boots=st.booleans(),
+    )
+    def contact(self, dice: int, version: int, boots: bool) -> None:
+        if dice != 7:
+            return
         # Another kernel has started; what the old one had not read is lost with its SIM page.
         self.rig.queue.clear()
         self.guest.contact(version, vp=version & 1)
+        self.read_all()
+        if boots and self.guest.connected:
+            self.guest.request_offers()
+            self.read_all()
 
     @precondition(lambda self: self.guest.connected and not self.guest.offers_asked)
     @rule()
@@ -169,16 +191,15 @@ class BusMachine(RuleBasedStateMachine):
             self.guest.request_offers()
 
     @precondition(lambda self: self.guest.connected and not self.guest.unloading)
-    @rule()
-    def unload(self) -> None:
-        self.guest.unload()
+    @rule(dice=st.integers(0, 7))
+    def unload(self, dice: int) -> None:
+        if dice == 7:
+            self.guest.unload()
 
     @precondition(lambda self: self.rig.queue)
-    @rule(all_of_them=st.booleans())
-    def read(self, all_of_them: bool) -> None:
+    @rule()
+    def read(self) -> None:
         self.rig.read_one()
-        while all_of_them and self.rig.queue:
-            self.rig.read_one()
 
     @precondition(lambda self: self.known())
     @rule(data=st.data(), pages=st.sampled_from([1, 6, 30, 80]))
@@ -191,13 +212,37 @@ class BusMachine(RuleBasedStateMachine):
     def gpadl_body(self, data: st.DataObject) -> None:
         self.guest.gpadl_go_on(data.draw(st.sampled_from(self.gpadls("sending"))))
 
+    @precondition(lambda self: self.known())
+    @rule(data=st.data())
+    def ring_and_open(self, data: st.DataObject) -> None:
+        # What a driver does when it probes.
+        channel = data.draw(st.sampled_from(self.known()))
+        if not self.may_open(channel):
+            return
+        ring = self.guest.make_gpadl(channel.channel_id, 8)
+        self.read_all()
+        if not channel.rescinded:
+            assert ring.state == "created"
+            self.guest.open_channel(channel.channel_id, ring.gpadl_id)
+
+    @precondition(lambda self: any(channel.is_open for channel in self.known()))
+    @rule(data=st.data())
+    def close_and_tear_down(self, data: st.DataObject) -> None:
+        # What a driver does when it is removed, in one breath.
+        channels = [channel for channel in self.known() if channel.is_open]
+        channel = data.draw(st.sampled_from(channels))
+        self.guest.close_channel(channel.channel_id)
+        for gpadl in list(channel.gpadls.values()):
+            if gpadl.state == "created":
+                self.guest.teardown(gpadl)
+
     @precondition(lambda self: self.gpadls("created"))
     @rule(data=st.data())
     def open(self, data: st.DataObject) -> None:
         gpadl = data.draw(st.sampled_from(self.gpadls("created")))
         channel = self.guest.channels[gpadl.channel_id]
         fits = len(gpadl.pfns) >= 4
-        if fits and not (channel.is_open or channel.opening or channel.rescinded):
+        if fits and self.may_open(channel):
             self.guest.open_channel(channel.channel_id, gpadl.gpadl_id)
 
     @precondition(lambda self: any(channel.is_open for channel in self.known()))
@@ -210,8 +255,7 @@ class BusMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def close_early(self, data: st.DataObject) -> None:
         # Fair only while the owner has not answered.
-        asked = {self.rig.id_of(k) for k, o in self.rig.owners.items() if o.opening is not None}
-        channels = [c for c in self.known() if c.opening and c.channel_id in asked]
+        channels = [c for c in self.known() if c.opening and c.channel_id in self.asked()]
         if channels:
             self.guest.close_channel(data.draw(st.sampled_from(channels)).channel_id)
 
@@ -270,9 +314,10 @@ class BusMachine(RuleBasedStateMachine):
         else:
             self.rig.offer(offer(number))
 
-    @rule()
-    def reset(self) -> None:
-        self.rig.reset()
+    @rule(dice=st.integers(0, 7))
+    def reset(self, dice: int) -> None:
+        if dice == 7:
+            self.rig.reset()
 
     # The machine.
 
@@ -291,8 +336,7 @@ class BusMachine(RuleBasedStateMachine):
             owner.opening or owner.closing or owner.releasing for owner in self.rig.owners.values()
         ):
             self.rig.answer_all()
-            while self.rig.queue:
-                self.rig.read_one()
+            self.read_all()
         assert not self.guest.contacting
         assert not self.guest.unloading
         assert not self.guest.modifying
