@@ -57,11 +57,6 @@ class Channels:
                 return channel
         return None
 
-    @property
-    def is_idle(self) -> bool:
-        """Whether no owner has rings."""
-        return not any(channel.state.owner_has_rings for channel in self.table.values())
-
     # The owners' calls.
 
     def offer(self, offer: Offer) -> None:

@@ -250,7 +250,8 @@ class BusHost:
 
     def _maybe_disconnected(self) -> None:
         """Pay what is owed, once the owners have let go of everything."""
-        if self.ending is None or not self.table.is_idle or len(self.sharing.table):
+        # No GPADL also means no rings: those are in GPADLs, which stay until the rings are closed.
+        if self.ending is None or len(self.sharing.table):
             return
         contact, self.contact = self.contact, None
         ending, self.ending = self.ending, None

@@ -205,6 +205,25 @@ def test_a_reset_forgets_the_answer_that_was_owed(slow: Rig) -> None:
     assert list(slow.guest.channels) == [1]
 
 
+@pytest.mark.parametrize("way", ["contact", "reset"])
+def test_a_guest_that_is_gone_hears_nothing(slow: Rig, way: str) -> None:
+    slow.connected(1)
+    slow.opened(1)
+    slow.open_result(key(1))
+    gpadl = slow.guest.make_gpadl(1, 3)
+    slow.guest.teardown(gpadl)
+    if way == "contact":
+        slow.guest.contact()
+    else:
+        slow.reset()
+    mark = len(slow.guest.heard)
+    slow.release(key(1), gpadl.gpadl_id)
+    assert slow.guest.since(mark) == []
+    slow.answer_all()
+    slow.answer_all()
+    assert slow.guest.since(mark) == ([model.VERSION_RESPONSE] if way == "contact" else [])
+
+
 def test_a_reset_without_a_guest_does_nothing(rig: Rig) -> None:
     rig.offer(offer(1))
     rig.reset()

@@ -98,6 +98,9 @@ def test_surplus_hurts_nobody(rig: Rig) -> None:
     surplus = model.u32(model.GPADL_BODY, 0, 0, gpadl.gpadl_id)
     rig.apply(lambda bus: bus.guest_message(4, surplus + piece + bytes(64)))
     assert gpadl.state == "created"
+    kept = rig.bus.sharing.table.find(1, gpadl.gpadl_id)
+    assert kept is not None
+    assert len(kept.data) == 8 + 30 * 8
     # A body too many (this one stops QEMU's own bus), and one for a GPADL that never was.
     rig.apply(lambda bus: bus.guest_message(4, surplus + bytes(216)))
     rig.apply(lambda bus: bus.guest_message(4, model.u32(model.GPADL_BODY, 0, 0, 999)))

@@ -200,6 +200,15 @@ def test_a_connection_that_is_ending(slow: Rig, way: str, opened: bool) -> None:
     assert list(slow.guest.channels) == [1]
 
 
+def test_a_reset_while_a_contact_waits(slow: Rig) -> None:
+    slow.connected(1)
+    slow.opened(1)
+    slow.guest.contact()
+    slow.reset()
+    assert slow.bus.save().next_contact is None
+    assert ChannelClosing(key(1)) in transfer(slow, [offer(1)])
+
+
 def test_a_channel_that_the_guest_released(slow: Rig) -> None:
     slow.connected(1)
     gpadl = slow.guest.make_gpadl(1, 3)
