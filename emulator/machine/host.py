@@ -101,6 +101,7 @@ class VmbusHost:
         self._session: Session | None = None
         self._memory: GuestMemory | None = None
         self._deferred: deque[DeferredMessage] = deque()
+        self._foreign = 0
         self._pumping = False
         self._stopped = True
         self._restoring: dict[OfferKey, OpenParams | None] = {}
@@ -145,6 +146,7 @@ class VmbusHost:
     def reset(self) -> None:
         """Close every channel and forget the guest; offers stay."""
         self._deferred.clear()
+        self._foreign = 0
         self._bus.reset()
         self._pump()
 
@@ -162,7 +164,11 @@ class VmbusHost:
         while self._deferred and self._session and len(self._session.posts) < _POST_LIMIT:
             message = self._deferred.popleft()
             self._bus.guest_message(message.connection_id, message.payload)
-            self._session.credit()
+            if self._foreign:
+                # Came with the snapshot: it is not of this frontend's window.
+                self._foreign -= 1
+            else:
+                self._session.credit()
             self._pump()
 
     def resumed(self) -> None:
@@ -170,6 +176,7 @@ class VmbusHost:
         self._stopped = False
         for device in self.devices.values():
             device.resume()
+        self._take_messages()
 
     def stopping(self, done: Callable[[], None]) -> None:
         """Pause the devices; they drain what they hold."""
@@ -231,6 +238,7 @@ class VmbusHost:
         finally:
             self._restoring = {}
         self._deferred = deque(saved.deferred)
+        self._foreign = len(self._deferred)
         if self._session is not None:
             for post in saved.posts:
                 self._session.post(post)

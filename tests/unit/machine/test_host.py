@@ -100,6 +100,25 @@ async def test_a_guest_that_never_reads_is_not_heard_for_ever(rig: Rig) -> None:
     assert credits < sent / 2
 
 
+async def test_guest_messages_not_yet_heard_are_saved_and_not_credited_twice(rig: Rig) -> None:
+    rig.frontend.send(fe.RESUME)
+    for _ in range(100):
+        rig.frontend.guest_message(contact())
+    await rig.frontend.stop()
+    _, state, _ = await rig.frontend.save()
+    other = Rig()
+    await other.frontend.handshake()
+    assert await other.frontend.load(state) == (0, "")
+    other.frontend.send(fe.RESUME)
+    for _ in range(100):
+        # One answer for each of the hundred; a credit would be for a message it never sent.
+        post = await other.frontend.expect(fe.POST_MESSAGE)
+        other.frontend.status(fe.POST_STATUS, post.cookie)
+    other.frontend.guest_message(contact())
+    await other.frontend.expect(fe.GUEST_MESSAGE_DONE)
+    other.close()
+
+
 @pytest.mark.parametrize("state", [b"", b"\x80", b"garbage" * 20, msgspec.msgpack.encode({"a": 1})])
 async def test_a_state_that_is_none_is_refused(rig: Rig, state: bytes) -> None:
     status, text = await rig.frontend.load(state)
