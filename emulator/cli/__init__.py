@@ -74,6 +74,7 @@ def demo(
             line = command_line(qemu, config, sockets, accel=choose_accel(accel), incoming=False)
             typer.echo(shlex.join(line))
             return
+        choose_accel(accel)
         where = _folder(folder)
         with _logs_named(where):
             report = _run_demo(config, qemu, where, rounds)
@@ -84,10 +85,11 @@ def demo(
         ProcessDied,
         ControlError,
         DemoError,
-        OSError,
         ValueError,
     ) as error:
         _fail(str(error))
+    except OSError as error:
+        _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
     _print_report(report)
     if keep or folder:
         typer.echo(f"snapshot and logs: {where}")
