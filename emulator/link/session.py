@@ -133,11 +133,6 @@ class Session:
         return self._vcpus
 
     @property
-    def running(self) -> bool:
-        """Whether the virtual CPUs run (between RESUME and STOP)."""
-        return self._running
-
-    @property
     def posts(self) -> tuple[Post, ...]:
         """All posts that are not known to be in the guest's SIM page, in order."""
         return (*self._sent.values(), *self._waiting)

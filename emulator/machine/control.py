@@ -58,7 +58,6 @@ class ControlServer:
     def __init__(self, runner: Runner) -> None:
         """Carry out commands with ``runner``."""
         self._runner = runner
-        self._tasks: set[asyncio.Task[None]] = set()
 
     async def listen(self, sock: socket.socket) -> asyncio.Server:
         """Serve connections to ``sock``, a listening UNIX socket."""

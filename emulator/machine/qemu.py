@@ -8,6 +8,7 @@ hidden in a configuration file, and no default devices are taken.
 from __future__ import annotations
 
 import fcntl
+import functools
 import os
 import subprocess
 from dataclasses import dataclass
@@ -86,7 +87,18 @@ def find_qemu() -> Path:
 
 
 def check_qemu(qemu: Path) -> str:
-    """Return QEMU's version line; raises :class:`QemuError` if it lacks the vmbus-user device."""
+    """Return QEMU's version line; raises :class:`QemuError` if it lacks the vmbus-user device.
+
+    A binary is asked once: a save asks while the guest stands still.
+    """
+    try:
+        return _ask_qemu(qemu, qemu.stat().st_mtime_ns)
+    except OSError as error:
+        raise QemuError(f"{qemu} does not run: {error}") from error
+
+
+@functools.cache
+def _ask_qemu(qemu: Path, _changed: int) -> str:
     try:
         version = subprocess.run([qemu, "--version"], capture_output=True, text=True, check=True)
         devices = subprocess.run(

@@ -106,7 +106,6 @@ class ProbeDevice(Device):
         self._outstanding: dict[int, OutgoingPacket] = {}
         self._talking = False
         self._frozen = False
-        self._filling = False
         self._finishing = False
         self._running = False
         self._since_hold = 0
@@ -143,7 +142,7 @@ class ProbeDevice(Device):
             self._ledger = HostLedger()
             self._flight = Flight()
             self._outstanding.clear()
-            self._talking = self._frozen = self._filling = self._finishing = False
+            self._talking = self._frozen = self._finishing = False
             self.faults.clear()
             channel.set_transaction_quota(_RUN_QUOTA)
         else:
@@ -248,14 +247,17 @@ class ProbeDevice(Device):
 
     # Host packets.
 
+    def _may_talk(self) -> bool:
+        return self._running and self._talking and not self._finishing
+
     def _talk(self) -> None:
-        """Keep the window of host packets full; while filling, make the queue long enough."""
-        while self._running and self._talking and not self._finishing:
-            if self._filling:
-                if self._queue_is_long():
-                    break
-            elif self._frozen or len(self._outstanding) >= _HOST_WINDOW:
-                break
+        """Keep the window of host packets full."""
+        while self._may_talk() and not self._frozen and len(self._outstanding) < _HOST_WINDOW:
+            self._send_next()
+
+    def _fill(self) -> None:
+        """Fill the ring, and the queue behind it until it is long enough."""
+        while self._may_talk() and not self._queue_is_long():
             self._send_next()
 
     def _queue_is_long(self) -> bool:
@@ -457,9 +459,7 @@ class ProbeDevice(Device):
                 await self._ask(ProbeType.STALL, stall_body(requests=12, answers=3))
             )
             await self._until(lambda: len(self._held) >= _FREEZE_QUOTA or not self._running)
-            self._filling = True
-            self._talk()
-            self._filling = False
+            self._fill()
             self._note_flight()
             if self._flight.complete():
                 return {"in_flight": self._flight.counts()}
