@@ -32,7 +32,9 @@ class Accel(StrEnum):
 
 
 class MachineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One VM. ``memory_mib`` is guest RAM in MiB; ``append`` goes to the kernel's command line."""
+    """One VM. ``memory_mib`` is guest RAM in MiB; ``append`` goes to the kernel's command line,
+    ``qemu_args`` are further arguments of QEMU, for what has no field here.
+    """
 
     name: str
     kernel: Path
@@ -43,6 +45,7 @@ class MachineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     append: str = ""
     devices: tuple[DeviceConfig, ...] = ()
     vmbus: bool = True
+    qemu_args: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse values QEMU would refuse with less clear words."""

@@ -189,6 +189,7 @@ def command_line(
             "-device",
             "vmbus-user,chardev=vmbus",
         ]
+    args += config.qemu_args
     if incoming:
         args += ["-incoming", "defer"]
     return args

@@ -15,11 +15,12 @@ import importlib.metadata
 import sys
 import tempfile
 from collections.abc import Awaitable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import msgspec
-from qemu.qmp import ExecuteError, QMPClient, QMPError
+from qemu.qmp import EventListener, ExecuteError, QMPClient, QMPError
 
 from emulator.machine.config import Accel, MachineConfig
 from emulator.machine.console import Console
@@ -211,13 +212,24 @@ class VirtualMachine:
                     raise self.backend_child.obituary() from None
             raise
 
-    async def write_state(self, file: Path) -> str:
+    def events(self, *names: str) -> AbstractContextManager[EventListener]:
+        """Listen to the QMP events of these names while in the context."""
+        return self._qmp.listener(names)
+
+    async def give_fd(self, name: str, fd: int) -> None:
+        """Give QEMU a duplicate of a file descriptor, for commands that take ``fd:name``."""
+        self._qmp.send_fd_scm(fd)
+        await self.qmp("getfd", fdname=name)
+
+    async def write_state(self, target: Path | str) -> str:
         """Write QEMU's stream of a stopped machine; returns why it failed, or the empty string.
 
-        The bare step of :meth:`save`, without manifest and checksums.
+        The bare step of :meth:`save`, without manifest and checksums. ``target`` is a file or
+        an address in QEMU's manner, such as ``fd:name``.
         """
         await self.qmp("migrate-set-parameters", max_bandwidth=_BANDWIDTH)
-        return await self._migration("migrate", file)
+        uri = f"file:{target}" if isinstance(target, Path) else target
+        return await self._migration("migrate", uri)
 
     async def load_state(self, file: Path) -> str:
         """Start new processes and load QEMU's stream; returns why it failed, or the empty string.
@@ -225,15 +237,15 @@ class VirtualMachine:
         The bare step of :meth:`restore`; the guest does not run yet.
         """
         await self._spawn(incoming=True)
-        return await self._migration("migrate-incoming", file, exit_on_error=False)
+        return await self._migration("migrate-incoming", f"file:{file}", exit_on_error=False)
 
-    async def _migration(self, command: str, file: Path, **arguments: Any) -> str:
+    async def _migration(self, command: str, uri: str, **arguments: Any) -> str:
         await self.qmp(
             "migrate-set-capabilities", capabilities=[{"capability": "events", "state": True}]
         )
-        with self._qmp.listener("MIGRATION") as events:
+        with self.events("MIGRATION") as events:
             try:
-                await self.qmp(command, uri=f"file:{file}", **arguments)
+                await self.qmp(command, uri=uri, **arguments)
             except ExecuteError as error:
                 return str(error)
             while True:
