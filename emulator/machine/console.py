@@ -60,6 +60,16 @@ class Console:
             self._news.clear()
             await self._news.wait()
 
+    async def send_line(self, line: str) -> None:
+        """Type a line at the guest's serial terminal.
+
+        Raises :class:`ConsoleClosed` if QEMU has not connected or has ended.
+        """
+        if self._writer is None or self._closed:
+            raise ConsoleClosed(f"nobody reads {line!r}; last:\n{self.tail()}")
+        self._writer.write(line.encode() + b"\n")
+        await self._writer.drain()
+
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._writer = writer
         try:
