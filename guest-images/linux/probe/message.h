@@ -26,6 +26,7 @@ enum message_type {
 	H_REQUEST = 3,
 	H_ANSWER = 4,
 	H_NOTIFY = 5,
+	G_ECHO = 6,
 
 	CTL_RUN = 16,
 	CTL_STALL = 17,

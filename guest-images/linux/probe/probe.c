@@ -7,6 +7,8 @@
  * host takes the device away; the program then waits for the next one, with a
  * new ledger.
  *
+ * With arguments it is the guest's half of bench/latency.py instead, see latency.h.
+ *
  * Exit status: 10 plus the action of the host's EXIT order (0 end, 1 reload
  * the bus driver, 2 reboot, 3 power off); 1 after an error.
  */
@@ -20,6 +22,7 @@
 #include <unistd.h>
 
 #include "control.h"
+#include "latency.h"
 
 #define DEV "/dev"
 #define DATA_NAME "vmbus-probe-data"
@@ -151,11 +154,13 @@ static void wait_for_pair(struct data *data, struct control *control)
 	close(pollfd.fd);
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
 	struct control control;
 	struct data data;
 
+	if (argc > 1)
+		return latency_main(argc, argv);
 	for (;;) {
 		enum exit_action action;
 		enum port_result result;

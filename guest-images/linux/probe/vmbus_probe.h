@@ -5,8 +5,9 @@
  *
  * The driver offers one character device for each channel, vmbus-probe-data
  * and vmbus-probe-control (with the number of the pair appended if that is not
- * 0), and moves packets between it and the rings. It knows nothing of the numbered transactions of
- * docs/probe.md: those are the program's.
+ * 0), and moves packets between it and the rings. It knows nothing of the
+ * numbered transactions of docs/probe.md: those are the program's. A device of
+ * any other class that is bound to the driver becomes vmbus-probe-foreign.
  *
  *	open()			one opener at a time; the channel stays closed
  *	VMBUS_PROBE_OPEN	opens the channel, with empty rings
@@ -27,6 +28,8 @@
 
 #define VMBUS_PROBE_ROLE_DATA		1
 #define VMBUS_PROBE_ROLE_CONTROL	2
+/* A device of another class, bound to the driver through its new_id in sysfs. */
+#define VMBUS_PROBE_ROLE_FOREIGN	3
 
 /* The most pages an external buffer can have: 64 KiB at any offset. */
 #define VMBUS_PROBE_MAX_PAGES		17
@@ -130,6 +133,48 @@ struct vmbus_probe_spoil {
 	__u32 value;
 };
 
+#define VMBUS_PROBE_MAX_TIMES		1000000
+#define VMBUS_PROBE_MAX_GAP_US		1000000
+
+/**
+ * struct vmbus_probe_time_packets - send packets one by one, and time each
+ * @tid: transaction id of all of them
+ * @data: address of the payload of all of them
+ * @times: address of @count __u32: nanoseconds from before a packet is written
+ *	to the ring until the channel callback that finds its answer
+ * @size: bytes of payload, at most 1024
+ * @count: packets, at most VMBUS_PROBE_MAX_TIMES
+ * @gap_us: microseconds of sleep before each packet, at most
+ *	VMBUS_PROBE_MAX_GAP_US; 0: the callback sends the next packet at once
+ * @type: type in the packet descriptor
+ * @flags: flags in the packet descriptor
+ *
+ * The host must answer each packet with one. What it sends is read and dropped.
+ */
+struct vmbus_probe_time_packets {
+	__u64 tid;
+	__u64 data;
+	__u64 times;
+	__u32 size;
+	__u32 count;
+	__u32 gap_us;
+	__u16 type;
+	__u16 flags;
+};
+
+/**
+ * struct vmbus_probe_time_gpadls - make and take back GPADLs, and time it
+ * @times: address of @count pairs of __u32: nanoseconds of GPADL_HEADER until
+ *	GPADL_CREATED, and of GPADL_TEARDOWN until GPADL_TORNDOWN
+ * @count: GPADLs of one page, at most VMBUS_PROBE_MAX_TIMES
+ * @reserved: 0
+ */
+struct vmbus_probe_time_gpadls {
+	__u64 times;
+	__u32 count;
+	__u32 reserved;
+};
+
 #define VMBUS_PROBE_INFO	_IOR('V', 0xb0, struct vmbus_probe_info)
 #define VMBUS_PROBE_OPEN	_IO('V', 0xb1)
 /* EAGAIN: no room. EMSGSIZE: never any room. */
@@ -140,5 +185,8 @@ struct vmbus_probe_spoil {
 /* POLLOUT is to mean that the host has read all that was sent. */
 #define VMBUS_PROBE_DRAIN	_IO('V', 0xb5)
 #define VMBUS_PROBE_SPOIL	_IOW('V', 0xb6, struct vmbus_probe_spoil)
+/* ETIMEDOUT: no answer. */
+#define VMBUS_PROBE_TIME_PACKETS _IOW('V', 0xb7, struct vmbus_probe_time_packets)
+#define VMBUS_PROBE_TIME_GPADLS	_IOW('V', 0xb8, struct vmbus_probe_time_gpadls)
 
 #endif

@@ -15,21 +15,18 @@
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
 
 #include <linux/fs.h>
-#include <linux/hyperv.h>
-#include <linux/kref.h>
-#include <linux/miscdevice.h>
 #include <linux/mm.h>
 #include <linux/module.h>
-#include <linux/mutex.h>
 #include <linux/poll.h>
 #include <linux/sizes.h>
 #include <linux/slab.h>
 #include <linux/uaccess.h>
-#include <linux/wait.h>
 #include <asm/unaligned.h>
 
-#include "vmbus_probe.h"
+#include "vmbus_probe_internal.h"
 
+#define PROBE_CLASS		GUID_INIT(0xb1a1c3f0, 0x5c2e, 0x4b6e, 0x9d, 0x53, \
+					  0x0d, 0x9f, 0x5a, 0x6c, 0x7e, 0x21)
 #define PROBE_MAGIC		0x42525056	/* "VPRB" */
 #define PROBE_VERSION		1
 
@@ -42,25 +39,6 @@
 /* After each packet: the ring offset of its start. */
 #define PROBE_TRAILER		sizeof(u64)
 
-struct probe_port {
-	struct kref ref;
-	struct miscdevice misc;
-	char name[32];
-	wait_queue_head_t wait;
-	u32 role;
-	u32 pair;
-	u32 ring_data;		/* bytes of data in each of the two rings */
-
-	struct mutex lock;	/* guards all below and both ends of the rings */
-	struct hv_device *hdev;	/* NULL: the device is gone */
-	bool claimed;		/* a file is open */
-	bool open;		/* the channel is open */
-	bool spoiled;		/* the outgoing ring has been broken on purpose */
-	u32 need;		/* POLLOUT means more room than this */
-	void *packet;		/* one packet, of ring_data bytes at most */
-	struct page **pool;
-};
-
 static void probe_port_free(struct kref *ref)
 {
 	kfree(container_of(ref, struct probe_port, ref));
@@ -71,7 +49,8 @@ static void probe_on_channel(void *context)
 {
 	struct probe_port *port = context;
 
-	wake_up_interruptible(&port->wait);
+	if (!probe_exchange_event(port))
+		wake_up_interruptible(&port->wait);
 }
 
 static void probe_pool_free(struct probe_port *port)
@@ -137,14 +116,14 @@ static int probe_channel_open(struct probe_port *port)
 	return ret;
 }
 
-static int probe_usable(const struct probe_port *port)
+int probe_usable(const struct probe_port *port)
 {
 	if (!port->hdev || port->hdev->channel->rescind)
 		return -ENODEV;
 	return port->open ? 0 : -ENOTCONN;
 }
 
-static int probe_sendable(const struct probe_port *port)
+int probe_sendable(const struct probe_port *port)
 {
 	int ret = probe_usable(port);
 
@@ -401,6 +380,12 @@ static long probe_fop_ioctl(struct file *file, unsigned int cmd, unsigned long a
 	case VMBUS_PROBE_SPOIL:
 		ret = probe_spoil(port, uarg);
 		break;
+	case VMBUS_PROBE_TIME_PACKETS:
+		ret = probe_time_packets(port, uarg);
+		break;
+	case VMBUS_PROBE_TIME_GPADLS:
+		ret = probe_time_gpadls(port, uarg);
+		break;
 	default:
 		ret = -ENOTTY;
 		break;
@@ -506,38 +491,60 @@ static const struct file_operations probe_fops = {
 	.llseek = no_llseek,
 };
 
-static int probe_probe(struct hv_device *hdev, const struct hv_vmbus_device_id *id)
+static const guid_t probe_class = PROBE_CLASS;
+
+static int probe_read_offer(struct hv_device *hdev, u32 *role, u32 *pair)
 {
 	const u8 *offer = hdev->channel->offermsg.offer.u.std.user_def;
 	u32 magic = get_unaligned_le32(offer);
 	u16 version = get_unaligned_le16(offer + 4);
-	u16 role = get_unaligned_le16(offer + 6);
-	struct probe_port *port;
-	const char *what;
-	int ret;
 
+	/* Bound by hand, through new_id: a device of another class. */
+	if (!guid_equal(&hdev->dev_type, &probe_class)) {
+		*role = VMBUS_PROBE_ROLE_FOREIGN;
+		*pair = 0;
+		return 0;
+	}
+	*role = get_unaligned_le16(offer + 6);
+	*pair = get_unaligned_le32(offer + 8);
 	if (magic != PROBE_MAGIC || version != PROBE_VERSION ||
-	    (role != VMBUS_PROBE_ROLE_DATA && role != VMBUS_PROBE_ROLE_CONTROL)) {
+	    (*role != VMBUS_PROBE_ROLE_DATA && *role != VMBUS_PROBE_ROLE_CONTROL)) {
 		dev_err(&hdev->device, "unknown offer: magic %#x version %u role %u\n",
-			magic, version, role);
+			magic, version, *role);
 		return -ENODEV;
 	}
+	return 0;
+}
+
+static int probe_probe(struct hv_device *hdev, const struct hv_vmbus_device_id *id)
+{
+	struct probe_port *port;
+	const char *what;
+	u32 role, pair;
+	int ret;
+
+	ret = probe_read_offer(hdev, &role, &pair);
+	if (ret)
+		return ret;
 
 	port = kzalloc(sizeof(*port), GFP_KERNEL);
 	if (!port)
 		return -ENOMEM;
 	kref_init(&port->ref);
 	mutex_init(&port->lock);
+	spin_lock_init(&port->exchange_lock);
 	init_waitqueue_head(&port->wait);
 	port->hdev = hdev;
 	port->role = role;
-	port->pair = get_unaligned_le32(offer + 8);
+	port->pair = pair;
+	port->ring_data = PROBE_DATA_RING;
 	if (role == VMBUS_PROBE_ROLE_DATA) {
 		what = "data";
-		port->ring_data = PROBE_DATA_RING;
-	} else {
+	} else if (role == VMBUS_PROBE_ROLE_CONTROL) {
 		what = "control";
 		port->ring_data = PROBE_CONTROL_RING;
+	} else {
+		what = "foreign";
 	}
 	if (!port->pair)
 		snprintf(port->name, sizeof(port->name), "vmbus-probe-%s", what);
@@ -594,8 +601,7 @@ static int probe_resume(struct hv_device *hdev)
 }
 
 static const struct hv_vmbus_device_id probe_ids[] = {
-	{ .guid = GUID_INIT(0xb1a1c3f0, 0x5c2e, 0x4b6e, 0x9d, 0x53,
-			    0x0d, 0x9f, 0x5a, 0x6c, 0x7e, 0x21) },
+	{ .guid = PROBE_CLASS },
 	{ }
 };
 MODULE_DEVICE_TABLE(vmbus, probe_ids);
