@@ -186,6 +186,10 @@ class ProbeDevice(Device):
         self._progress.set()
         try:
             header = Header.parse(packet.payload)
+            if header.type == ProbeType.G_ECHO:
+                # Of no ledger, and not held when the device is frozen: it is there to be timed.
+                packet.complete(packet.payload)
+                return
             if header.type != ProbeType.G_REQUEST:
                 raise MalformedProbe(f"type {header.type} is not for the host's data channel")
             received, left = self._bodies(packet, header)

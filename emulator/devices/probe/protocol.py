@@ -53,6 +53,7 @@ class ProbeType(IntEnum):
     H_REQUEST = 3
     H_ANSWER = 4
     H_NOTIFY = 5
+    G_ECHO = 6
     RUN = 16
     STALL = 17
     RESUME = 18
