@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """The vmbus-user device against a hostile backend, for two minutes or as long as one likes.
 
-VMBUS_FUZZ_SECONDS (120) and VMBUS_FUZZ_SEED (random) choose the run; a failure names the record that
-``scripts/fuzz --replay`` plays again. A short run need not have seen everything.
+VMBUS_FUZZ_SECONDS (120) and VMBUS_FUZZ_SEED (random) choose the run. A failure names the record,
+which ``scripts/fuzz --replay`` plays again. A short run need not have seen everything.
 """
 
 from __future__ import annotations
