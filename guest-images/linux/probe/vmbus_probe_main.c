@@ -21,7 +21,12 @@
 #include <linux/sizes.h>
 #include <linux/slab.h>
 #include <linux/uaccess.h>
+#include <linux/version.h>
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 12, 0)
+#include <linux/unaligned.h>
+#else
 #include <asm/unaligned.h>
+#endif
 
 #include "vmbus_probe_internal.h"
 
@@ -431,7 +436,12 @@ static int probe_fop_mmap(struct file *file, struct vm_area_struct *vma)
 		return -ENXIO;
 	if (!(vma->vm_flags & VM_SHARED))
 		return -EINVAL;
+	/* The flags became constant in 6.3. */
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 3, 0)
+	vm_flags_set(vma, VM_DONTCOPY | VM_DONTEXPAND | VM_DONTDUMP);
+#else
 	vma->vm_flags |= VM_DONTCOPY | VM_DONTEXPAND | VM_DONTDUMP;
+#endif
 	return vm_map_pages(vma, port->pool, PROBE_POOL_PAGES);
 }
 
@@ -488,7 +498,6 @@ static const struct file_operations probe_fops = {
 	.compat_ioctl = compat_ptr_ioctl,
 	.poll = probe_fop_poll,
 	.mmap = probe_fop_mmap,
-	.llseek = no_llseek,
 };
 
 static const guid_t probe_class = PROBE_CLASS;
@@ -566,7 +575,7 @@ static int probe_probe(struct hv_device *hdev, const struct hv_vmbus_device_id *
 	return ret;
 }
 
-static int probe_remove(struct hv_device *hdev)
+static void probe_take_leave(struct hv_device *hdev)
 {
 	struct probe_port *port = hv_get_drvdata(hdev);
 
@@ -580,8 +589,20 @@ static int probe_remove(struct hv_device *hdev)
 	wake_up_interruptible(&port->wait);
 	hv_set_drvdata(hdev, NULL);
 	kref_put(&port->ref, probe_port_free);
+}
+
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 3, 0)
+static void probe_remove(struct hv_device *hdev)
+{
+	probe_take_leave(hdev);
+}
+#else
+static int probe_remove(struct hv_device *hdev)
+{
+	probe_take_leave(hdev);
 	return 0;
 }
+#endif
 
 /* Hibernation ends the conversation; the program sees POLLHUP and starts anew. */
 static int probe_suspend(struct hv_device *hdev)
