@@ -15,6 +15,9 @@ from emulator.lab.images import GuestImage, find_image
 from emulator.machine.config import Accel, MachineConfig
 from emulator.machine.qemu import find_qemu
 from emulator.machine.vm import VirtualMachine
+from tests.e2e.guest_fixtures import programs
+
+__all__ = ["programs"]
 
 ConfigMaker = Callable[..., MachineConfig]
 
