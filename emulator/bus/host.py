@@ -22,13 +22,14 @@ from emulator.bus.config import BusConfig
 from emulator.bus.contact import (
     MESSAGE_CONNECTION,
     MULTICLIENT_CONNECTION,
+    VMBUS_SINT,
     Contact,
     Verdict,
     judge,
 )
 from emulator.bus.effects import BusConnected, BusDisconnected, Effect, Offer, OfferKey
 from emulator.bus.gpadl import GpadlTable
-from emulator.bus.outbox import Outbox
+from emulator.bus.outbox import Outbox, Route
 from emulator.bus.sharing import Sharing
 from emulator.bus.snapshot import RestoredChannel, Restoring
 from emulator.bus.state import BusState
@@ -174,10 +175,30 @@ class BusHost:
             self._initiate_contact(connection_id, message)
         elif version is None:
             self.outbox.blame(f"{message.TYPE.name} without a connection")
+            self._let_go(message)
         elif version < message.SINCE:
             self.outbox.blame(f"{message.TYPE.name} is not part of version {version}")
         else:
             self._connected_message(message, version)
+
+    def _let_go(self, message: m.GuestMessage) -> None:
+        """Let a guest leave that had its connection with a host before this one.
+
+        Linux waits for these two answers without an end when its bus driver is unloaded
+        (vmbus_teardown_gpadl(), vmbus_initiate_unload()). Both are true: nothing here uses its
+        pages. Where it listens is not known any more; VP 0 is what Linux and old versions use.
+        """
+        if self.ending is not None:
+            return
+        self.outbox.route = Route(0, VMBUS_SINT)
+        match message:
+            case m.GpadlTeardown():
+                self.outbox.send(m.GpadlTorndown(message.gpadl_id))
+            case m.Unload():
+                self.outbox.send(m.UnloadComplete())
+            case _:
+                pass
+        self.outbox.route = None
 
     def _connected_message(self, message: m.GuestMessage, version: Version) -> None:
         match message:

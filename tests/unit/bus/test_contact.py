@@ -5,7 +5,14 @@ from __future__ import annotations
 
 import pytest
 
-from emulator.bus import BusConfig, BusConnected, BusDisconnected
+from emulator.bus import (
+    BusConfig,
+    BusConnected,
+    BusDisconnected,
+    BusHost,
+    GuestError,
+    SendMessage,
+)
 from emulator.wire.version import Version
 from tests.model import guest as model
 from tests.unit.bus.rig import Rig, key, offer
@@ -253,3 +260,17 @@ def test_versions_this_host_cannot_speak_cannot_be_configured() -> None:
         BusConfig(min_version=Version.V1)
     with pytest.raises(ValueError, match="restored"):
         BusConfig(max_restored_version=Version.COPPER)
+
+
+def test_a_guest_of_a_host_before_this_one_may_leave() -> None:
+    bus = BusHost(BusConfig())
+    bus.guest_message(4, model.u32(model.GPADL_TEARDOWN, 0, 7, 0xE1E10))
+    bus.guest_message(4, model.u32(model.UNLOAD, 0))
+    bus.guest_message(4, model.u32(model.REQUEST_OFFERS, 0))
+    effects = bus.take_effects()
+    sent = [effect for effect in effects if isinstance(effect, SendMessage)]
+    assert [(effect.vp, effect.sint) for effect in sent] == [(0, 2), (0, 2)]
+    assert sent[0].payload == model.u32(model.GPADL_TORNDOWN, 0, 0xE1E10)
+    assert sent[1].payload == model.u32(model.UNLOAD_COMPLETE, 0)
+    errors = [effect.text for effect in effects if isinstance(effect, GuestError)]
+    assert ["without a connection" in error for error in errors] == [True] * 3
