@@ -162,6 +162,20 @@ class VirtualMachine:
             check_qemu(self._qemu)
             raise error
 
+    async def replace_backend(self) -> None:
+        """Start a new backend when the one before has died; the guest runs on meanwhile.
+
+        QEMU finds it if its chardev has ``reconnect-ms``. A guest that was connected to the bus has
+        to be reset, or to load its bus driver anew: a new backend knows nothing of it.
+        """
+        assert self._runtime is not None, "use the machine as a context manager"
+        if self._control is not None:
+            await self._control.close()
+            self._control = None
+        if self.backend_child is not None:
+            await self.backend_child.kill()
+        await self._spawn_backend(Sockets.under(Path(self._runtime.name)))
+
     async def _spawn_backend(self, sockets: Sockets) -> None:
         # The sockets are made here: QEMU can connect while the backend is still starting.
         vmbus, control = listen(sockets.vmbus), listen(sockets.control)
