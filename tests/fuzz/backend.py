@@ -14,6 +14,7 @@ import os
 import socket
 import struct
 import zlib
+from collections.abc import Callable
 from typing import Final
 
 from tests.fuzz import protocol as p
@@ -43,6 +44,8 @@ class Connection:
         self.reset = asyncio.Event()
         """Set at each RESET; a request that was on its way then has no answer."""
         self.fault: Failure | None = None
+        self.on_message: Callable[[int, bytes], None] | None = None
+        """Called with the VP index and the payload of each guest message."""
         self.lock = asyncio.Lock()
         """Held while a message is written, so that answers do not cut it in two."""
         self._memory = memory
@@ -96,6 +99,21 @@ class Connection:
         future: asyncio.Future[int | None] = asyncio.get_running_loop().create_future()
         self._waiting[self._cookie] = future
         return self._cookie, future
+
+    async def credit(self, count: int) -> None:
+        """Count ``count`` guest messages as taken."""
+        self._outstanding -= count
+        async with self.lock:
+            data = p.frame(p.GUEST_MESSAGE_DONE, p.words(count))
+            await asyncio.get_running_loop().sock_sendall(self.sock, data)
+
+    async def post(self, vp_index: int, sint: int, payload: bytes) -> asyncio.Future[int | None]:
+        """Post a message; returns what becomes its status."""
+        cookie, status = self.expect()
+        async with self.lock:
+            data = p.post(vp_index, sint, 1, payload, cookie=cookie)
+            await asyncio.get_running_loop().sock_sendall(self.sock, data)
+        return status
 
     # Reading.
 
@@ -211,6 +229,8 @@ class Connection:
         self._outstanding += 1
         if self._outstanding > self._window:
             raise Failure(f"{self._outstanding} guest messages in a window of {self._window}")
+        if self.on_message is not None:
+            self.on_message(vp_index, body[16:])
         if self.answer.credit:
             self._send(self.epoch, p.frame(p.GUEST_MESSAGE_DONE, p.words(1)), credit=True)
 

@@ -642,3 +642,7 @@ def _mutate(rng: random.Random, data: bytes) -> bytes:
         if not out:
             return b"\0"
     return bytes(out)
+
+
+CARDS: Final = len(_CARDS)
+"""After so many episodes each kind has been played."""

@@ -134,7 +134,7 @@ class Player:
             case a.Refused():
                 await self._refused(action)
             case a.Served():
-                await self._barrier()
+                await self.barrier()
                 for kind in action.kinds:
                     self.memory.seen[f"served: {p.BACKEND[kind].name}"] += 1
             case a.Read():
@@ -176,11 +176,11 @@ class Player:
             data = p.hello_reply(features=action.features) + p.frame(p.MEM_TABLE_DONE, p.words(0))
             data += p.frame(p.RESET_DONE, p.words(connection.epoch))
             await self._write(connection, data, [])
-        await self._barrier()
+        await self.barrier()
         for kind in (p.HELLO_REPLY, p.MEM_TABLE_DONE, p.RESET_DONE):
             self.memory.seen[f"served: {p.BACKEND[kind].name}"] += 1
 
-    async def _barrier(self) -> None:
+    async def barrier(self) -> None:
         """Return when QEMU has taken everything that was sent."""
         while True:
             status = await self._request(p.DEL_INTERRUPT, p.words(UNUSED_ID), ())

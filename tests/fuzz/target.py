@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from qemu.qmp import ExecuteError, QMPClient
+from qemu.qmp import ExecuteError, QMPClient, QMPError
 
 from emulator.lab.images import find_image
 from emulator.machine.console import Console
@@ -29,6 +29,9 @@ STATE_TIMEOUT_MS: Final = 800
 MAX_STATE_SIZE: Final = 1 << 20
 TRANSLATED_MIB: Final = 32
 """Size of TCG's buffer: without a limit it grows with the guest, and looks like a leak."""
+
+
+_REAP_SECONDS: Final = 5.0
 
 
 class Failure(Exception):
@@ -55,7 +58,10 @@ def linux() -> Guest:
     image = find_image()
     append = "console=ttyS0 panic=-1 loglevel=7 vmbus.tick"
     return Guest(
-        ("-kernel", str(image.kernel), "-initrd", str(image.initramfs), "-append", append),
+        (
+            *("-kernel", str(image.kernel), "-initrd", str(image.initramfs), "-append", append),
+            *("-serial", "chardev:console"),
+        ),
         "vmbus-guest: tick",
         smp=2,
         memory_mib=128,
@@ -95,7 +101,6 @@ class Target:
             *("-m", f"{self.guest.memory_mib}M", "-object"),
             f"memory-backend-memfd,id=ram,size={self.guest.memory_mib}M,share=on",
             *("-chardev", f"socket,id=console,path={folder / 'console.sock'}"),
-            *("-serial", "chardev:console"),
             *("-chardev", f"socket,id=qmp,path={folder / 'qmp.sock'}"),
             *("-mon", "chardev=qmp,mode=control"),
             *("-chardev", f"socket,id=vmbus,path={folder / 'vmbus.sock'},reconnect-ms=20"),
@@ -154,7 +159,13 @@ class Target:
                 yield
         except TimeoutError:
             raise Failure(f"{what}: not within {self.patience:g} s") from None
-        except (asyncio.CancelledError, Exception):
+        except ExecuteError:
+            raise
+        except (asyncio.CancelledError, EOFError, QMPError):
+            # Sockets close a moment before the process can be reaped.
+            if not task.cancelling():
+                self.child.ended.remove_done_callback(died)
+                await asyncio.wait({self.child.ended}, timeout=_REAP_SECONDS)
             if not self.child.ended.done():
                 raise
             if task.cancelling():
