@@ -7,7 +7,6 @@ hidden in a configuration file, and no default devices are taken.
 
 from __future__ import annotations
 
-import fcntl
 import functools
 import os
 import subprocess
@@ -15,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from emulator.machine import kvm
 from emulator.machine.built import NotBuilt, built_path
 from emulator.machine.config import Accel, MachineConfig
 
@@ -38,10 +38,7 @@ HYPERV_FLAGS: Final = (
 """What Windows and Linux want of a Hyper-V that has a VMBus (QEMU: docs/system/i386/hyperv.rst)."""
 
 _FIRMWARE: Final = ("/usr/share/seabios", "/usr/share/qemu")
-_KVM: Final = "/dev/kvm"
-_KVM_CHECK_EXTENSION: Final = 0xAE03
-_KVM_CAP_HYPERV_SYNIC2: Final = 148
-_KVM_CAP_HYPERV_VP_INDEX: Final = 151
+_KVM: Final = kvm.DEVICE
 
 
 class QemuError(Exception):
@@ -125,27 +122,19 @@ def choose_accel(wanted: Accel) -> Accel:
     if not lack:
         return Accel.KVM
     if wanted is Accel.KVM:
-        raise QemuError(f"KVM cannot run a Hyper-V guest here: {lack}; use --accel tcg")
+        raise QemuError(
+            f"KVM cannot run a Hyper-V guest here: {lack}; use --accel tcg "
+            "(`vmbus doctor` tells all that is missing)"
+        )
     return Accel.TCG
 
 
 def _kvm_lacks() -> str:
     try:
-        kvm = os.open(_KVM, os.O_RDWR | os.O_CLOEXEC)
+        with kvm.Kvm(_KVM) as device:
+            return kvm.lacks(device, HYPERV_FLAGS)
     except OSError as error:
-        return f"/dev/kvm: {error.strerror}"
-    try:
-        for name, capability in (
-            ("KVM_CAP_HYPERV_SYNIC2", _KVM_CAP_HYPERV_SYNIC2),
-            ("KVM_CAP_HYPERV_VP_INDEX", _KVM_CAP_HYPERV_VP_INDEX),
-        ):
-            if fcntl.ioctl(kvm, _KVM_CHECK_EXTENSION, capability) <= 0:
-                return f"the kernel has no {name}"
-    except OSError as error:
-        return f"/dev/kvm: {error.strerror}"
-    finally:
-        os.close(kvm)
-    return ""
+        return kvm.device_problem(error, _KVM)
 
 
 def command_line(
