@@ -101,6 +101,26 @@ def demo(
         raise typer.Exit(1)
 
 
+@app.command()
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="for a program to read")] = False,
+) -> None:
+    """Name what this machine lacks to run our virtual machines, and how to fix it.
+
+    The status is 0 if machines can run under TCG, whether or not under KVM too, and 1 if none can.
+    """
+    from emulator.cli import diagnosis as shown
+    from emulator.lab.doctor import diagnose
+
+    found = diagnose()
+    if as_json:
+        typer.echo(shown.as_json(found))
+    else:
+        shown.show(found)
+    if found.tcg:
+        raise typer.Exit(1)
+
+
 @contextlib.contextmanager
 def _logs_named(where: Path) -> Iterator[None]:
     """Keep the logs of a run that failed, and say where they are."""

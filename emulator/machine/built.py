@@ -6,6 +6,8 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
+from emulator.memory import IMPLEMENTATION
+
 
 class NotBuilt(Exception):
     """The script has made nothing yet, or is not there (an installed package has none)."""
@@ -24,3 +26,8 @@ def built_path(*script: str) -> Path:
     except (OSError, subprocess.CalledProcessError) as error:
         raise NotBuilt(f"{program} has made nothing yet") from error
     return Path(result.stdout.strip().splitlines()[-1])
+
+
+def native_memory() -> bool:
+    """Whether guest memory is accessed by the C extension and not by the pure Python reference."""
+    return IMPLEMENTATION == "native"

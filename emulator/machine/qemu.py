@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import os
 import subprocess
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -37,7 +38,14 @@ HYPERV_FLAGS: Final = (
 )
 """What Windows and Linux want of a Hyper-V that has a VMBus (QEMU: docs/system/i386/hyperv.rst)."""
 
-_FIRMWARE: Final = ("/usr/share/seabios", "/usr/share/qemu")
+FIRMWARE_FOLDERS: Final = ("/usr/share/seabios", "/usr/share/qemu")
+FIRMWARE: Final[Mapping[str, str]] = {
+    "bios-256k.bin": "seabios",
+    "linuxboot_dma.bin": "qemu-system-data",
+    "kvmvapic.bin": "qemu-system-data",
+}
+"""Files that QEMU loads for our machines, and the Debian package that has each."""
+
 _KVM: Final = kvm.DEVICE
 
 
@@ -143,7 +151,7 @@ def command_line(
     """Return the argument list of one machine; ``incoming`` waits for a snapshot to load."""
     cpu = "max" if accel is Accel.TCG else "host"
     args = [str(qemu), "-name", config.name, "-nodefaults", "-no-user-config", "-display", "none"]
-    for folder in _FIRMWARE:
+    for folder in FIRMWARE_FOLDERS:
         args += ["-L", folder]
     args += [
         "-machine",

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -58,3 +59,18 @@ def test_dry_run_prints_a_command_line_and_starts_nothing() -> None:
     assert result.returncode == 0
     assert "-device vmbus-user,chardev=vmbus" in result.stdout
     assert "-smp 4" in result.stdout
+
+
+def test_doctor_finds_that_this_machine_runs_tcg() -> None:
+    result = _vmbus("doctor")
+    assert result.returncode == 0, result.stdout
+    assert "this machine can run: TCG yes" in result.stdout
+    assert "/dev/kvm" in result.stdout
+
+
+def test_doctor_ends_with_a_status_where_nothing_can_run() -> None:
+    result = _vmbus("doctor", "--json", VMBUS_QEMU="/nowhere/qemu")
+    assert result.returncode == 1
+    verdict = json.loads(result.stdout)["can_run"]["tcg"]
+    assert verdict["yes"] is False
+    assert "VMBUS_QEMU" in verdict["because"]
