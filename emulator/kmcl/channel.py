@@ -84,6 +84,7 @@ class ServerChannel(ConfiguredChannel):
         self.traffic = Traffic(
             Hooks(
                 signal=partial(port.signal, self),
+                poll_again=partial(port.poll_again, self),
                 deliver=self._deliver,
                 batch_done=self._batch_done,
                 released=self._check_drained,

@@ -138,6 +138,9 @@ class ChannelPort(Protocol):
     def signal(self, channel: ServerChannel) -> None:
         """Interrupt the guest on this channel."""
 
+    def poll_again(self, channel: ServerChannel) -> None:
+        """Call the channel's ``port_interrupt`` once, after other work had a turn."""
+
     def gpadl_pages(self, channel: ServerChannel, handle: int) -> PageView:
         """Return the pages of a GPADL of this channel; raises KeyError."""
 

@@ -8,6 +8,10 @@ does not read its ring. While it is held nothing is read, completions included, 
 mask stays set then: what ends a hold is not the guest's signal but our own completion or our own
 write.
 
+A guest that writes as fast as it is read would keep the reader busy for ever, and everybody else
+waiting. After ``READ_LIMIT`` packets the reader stops, leaves the mask set, so that no doorbell is
+needed or sent, and asks its provider to be polled again.
+
 Writing. Packets and completions share one FIFO queue; each goes through it, so nothing overtakes.
 When the head does not fit, the ring is asked to have the guest signal us when there is room, and
 looks once more.
@@ -39,6 +43,9 @@ from emulator.wire.packet import Packet, PacketType
 COMPLETION_BACKLOG_LIMIT: Final = 1024
 """Completions queued before reading stops: a guest that never reads must not fill our memory."""
 
+READ_LIMIT: Final = 64
+"""Packets read in one go before others have a turn: about half a millisecond of work."""
+
 
 class Hold(Enum):
     """Why reading stands still although the ring may have packets."""
@@ -54,6 +61,8 @@ class Hooks:
     """What the data path tells its channel."""
 
     signal: Callable[[], None]
+    poll_again: Callable[[], None]
+    """Have :meth:`Traffic.poll` called once more, later, without a doorbell."""
     deliver: Callable[[Packet], bool]
     """Hand a request to the VSP; False if the channel refused it."""
     batch_done: Callable[[int], None]
@@ -82,6 +91,7 @@ class Traffic:
         self._transmitting = False
         self._polling = False
         self._look_again = False
+        self._may_take = 0
         self._flushing = False
         self._space_requested = False
         self._backlog = 0
@@ -154,6 +164,7 @@ class Traffic:
             self._look_again = True
             return
         self._polling = True
+        self._may_take = READ_LIMIT
         try:
             while self._poll_once():
                 pass
@@ -162,13 +173,17 @@ class Traffic:
 
     def _poll_once(self) -> bool:
         self._look_again = False
-        self.flush()
+        if self.queue:
+            self.flush()
         ring = self._incoming
         if ring is not None and self._may_read():
             ring.mask()
             self._read_batch(ring)
             # Callbacks may have paused or closed the channel, and even have opened it again.
             if ring is self._incoming and self._may_read():
+                if not self._may_take:
+                    self._hooks.poll_again()
+                    return False
                 return self._unmask(ring) or self._look_again
         return self._look_again
 
@@ -186,19 +201,20 @@ class Traffic:
         return (
             self._receiving
             and self._hold is None
-            and not any(fault.kind.stops_reading for fault in self.faults)
+            and not (self.faults and any(fault.kind.stops_reading for fault in self.faults))
         )
 
     def _read_batch(self, ring: IncomingRing) -> None:
         delivered = 0
         try:
-            while ring is self._incoming and self._may_read():
+            while ring is self._incoming and self._may_take and self._may_read():
                 self._hold = self._reason_to_hold()
                 if self._hold is not None:
                     break
                 packet = ring.read()
                 if packet is None:
                     break
+                self._may_take -= 1
                 delivered += self._take(packet)
         except RingCorrupt as error:
             self._incoming_corrupt(error)
@@ -305,7 +321,9 @@ class Traffic:
                 self.poll()
 
     def _may_write(self) -> bool:
-        return self._transmitting and all(fault.kind.stops_reading for fault in self.faults)
+        return self._transmitting and (
+            not self.faults or all(fault.kind.stops_reading for fault in self.faults)
+        )
 
     def _flush_once(self) -> bool:
         """Write, publish and signal once; True if there may be more to do."""

@@ -14,6 +14,7 @@ import msgspec
 
 from emulator.machine.backend import serve
 from emulator.machine.config import HostConfig
+from emulator.machine.doorbells import DoorbellLoop
 from emulator.machine.sockets import listen
 
 
@@ -44,7 +45,8 @@ def main(argv: list[str] | None = None) -> int:
     except (OSError, msgspec.DecodeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    asyncio.run(serve(config, vmbus, commands))
+    with asyncio.Runner(loop_factory=DoorbellLoop) as runner:
+        runner.run(serve(config, vmbus, commands))
     return 0
 
 

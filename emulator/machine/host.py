@@ -13,7 +13,6 @@ was refused.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 from collections import deque
@@ -47,6 +46,7 @@ from emulator.devices import Device, DeviceState, DeviceStateError, make_device
 from emulator.kmcl import OfferParams, ServerChannel
 from emulator.link import Post, Region, Session, StateRefused, Status
 from emulator.machine.config import HostConfig
+from emulator.machine.doorbells import add_doorbell, remove_doorbell
 from emulator.memory import GpaError, GuestMemory, PageView, RamRegion
 from emulator.ring import IncomingRing, OutgoingRing
 from emulator.wire.packet import GpaRange
@@ -88,6 +88,26 @@ class _Slot:
     gpadls: dict[int, tuple[GpaRange, ...]] = field(default_factory=dict)
 
 
+class _Slots:
+    """The slots by what they are looked up with."""
+
+    def __init__(self) -> None:
+        self.by_key: dict[OfferKey, _Slot] = {}
+        self._by_channel: dict[ServerChannel, _Slot] = {}
+
+    def add(self, slot: _Slot) -> None:
+        self.by_key[slot.key] = slot
+        self._by_channel[slot.channel] = slot
+
+    def remove(self, slot: _Slot) -> None:
+        del self.by_key[slot.key]
+        del self._by_channel[slot.channel]
+
+    def of(self, channel: ServerChannel) -> _Slot:
+        """Return the slot of ``channel``; raises KeyError if it is not offered."""
+        return self._by_channel[channel]
+
+
 class VmbusHost:
     """The VMBus host of one VM. Everything runs on one event loop; nothing blocks.
 
@@ -107,7 +127,7 @@ class VmbusHost:
         self._restoring: dict[OfferKey, OpenParams | None] = {}
         self.guest_errors: deque[str] = deque(maxlen=64)
         self._bus = BusHost(BusConfig())
-        self._slots: dict[OfferKey, _Slot] = {}
+        self._slots = _Slots()
         self.devices: dict[str, Device] = self._make_devices()
         for device in self.devices.values():
             device.power_on()
@@ -221,7 +241,7 @@ class VmbusHost:
             raise StateRefused(f"the VMBus state cannot be read: {error}") from error
         self._check(saved)
         old = (self._bus, self._slots, self.devices)
-        self._bus, self._slots = BusHost(BusConfig()), {}
+        self._bus, self._slots = BusHost(BusConfig()), _Slots()
         try:
             self._restoring = {
                 channel.key: channel.open for channel in self._bus.restore(saved.bus)
@@ -267,7 +287,7 @@ class VmbusHost:
 
     def loaded(self) -> None:
         """Register the restored channels with the frontend."""
-        for slot in self._slots.values():
+        for slot in self._slots.by_key.values():
             if slot.params is not None:
                 self._register(slot, slot.params)
         self._pump()
@@ -288,7 +308,8 @@ class VmbusHost:
     def offer(self, channel: ServerChannel, params: OfferParams) -> None:
         """Offer the channel; during a load, claim its restored state."""
         key = OfferKey(params.interface, params.instance, params.subchannel_index)
-        slot = self._slots[key] = _Slot(key, channel)
+        slot = _Slot(key, channel)
+        self._slots.add(slot)
         self._bus.offer(
             Offer(
                 key=key,
@@ -307,24 +328,31 @@ class VmbusHost:
 
     def revoke(self, channel: ServerChannel, done: Callable[[], None]) -> None:
         """Rescind the channel's offer; the channel has closed itself already."""
-        slot = self._slot_of(channel)
+        slot = self._slots.of(channel)
         self._release(slot)
-        del self._slots[slot.key]
+        self._slots.remove(slot)
         self._bus.rescind(slot.key)
         self._pump()
         done()
 
     def signal(self, channel: ServerChannel) -> None:
         """Interrupt the guest on the channel's event flag."""
-        slot = self._slot_of(channel)
-        if slot.interrupt >= 0:
-            # EAGAIN: the counter is full, so an interrupt is pending anyway.
-            with contextlib.suppress(BlockingIOError):
-                os.eventfd_write(slot.interrupt, 1)
+        interrupt = self._slots.of(channel).interrupt
+        if interrupt >= 0:
+            # contextlib.suppress costs as much as the system call does.
+            try:  # noqa: SIM105
+                os.eventfd_write(interrupt, 1)
+            except BlockingIOError:
+                # The counter is full, so an interrupt is pending anyway.
+                pass
+
+    def poll_again(self, channel: ServerChannel) -> None:
+        """Look at the channel's rings once more, when everybody else has had a turn."""
+        asyncio.get_running_loop().call_soon(channel.port_interrupt)
 
     def gpadl_pages(self, channel: ServerChannel, handle: int) -> PageView:
         """Return the pages of a GPADL of the channel; raises KeyError."""
-        ranges = self._slot_of(channel).gpadls[handle]
+        ranges = self._slots.of(channel).gpadls[handle]
         return self._ram.pages([pfn for gpa_range in ranges for pfn in gpa_range.pfns])
 
     def external_data(self, ranges: tuple[GpaRange, ...]) -> list[memoryview]:
@@ -337,12 +365,6 @@ class VmbusHost:
         if self._memory is None:
             raise GpaError(0, 0)
         return self._memory
-
-    def _slot_of(self, channel: ServerChannel) -> _Slot:
-        for slot in self._slots.values():
-            if slot.channel is channel:
-                return slot
-        raise KeyError("the channel is not offered")
 
     # Effects of the bus.
 
@@ -364,16 +386,16 @@ class VmbusHost:
                 if self._session is not None:
                     self._session.post(Post(effect.vp, effect.sint, effect.payload))
             case ChannelOpening():
-                self._open(self._slots[effect.key], effect.params)
+                self._open(self._slots.by_key[effect.key], effect.params)
             case ChannelClosing():
                 self._close(effect.key)
             case ChannelMoved():
-                self._move(self._slots[effect.key], effect.target_vp)
+                self._move(self._slots.by_key[effect.key], effect.target_vp)
             case GpadlCreated():
-                if slot := self._slots.get(effect.key):
+                if slot := self._slots.by_key.get(effect.key):
                     slot.gpadls[effect.gpadl_id] = effect.ranges
             case GpadlTearingDown():
-                if slot := self._slots.get(effect.key):
+                if slot := self._slots.by_key.get(effect.key):
                     slot.gpadls.pop(effect.gpadl_id, None)
                 self._bus.gpadl_released(effect.key, effect.gpadl_id)
             case BusConnected():
@@ -419,17 +441,12 @@ class VmbusHost:
             return
         doorbell = slot.doorbell
 
-        def rung() -> None:
-            with contextlib.suppress(BlockingIOError):
-                os.eventfd_read(doorbell)
-            slot.channel.port_interrupt()
-
         def registered(status: Status) -> None:
             # A signal that the guest sent before the registration was lost: look once.
             if status is Status.DONE and slot.doorbell == doorbell:
                 slot.channel.port_interrupt()
 
-        asyncio.get_running_loop().add_reader(doorbell, rung)
+        add_doorbell(doorbell, slot.channel.port_interrupt)
         self._session.add_doorbell(params.connection_id, doorbell, registered)
         self._move(slot, params.target_vp)
 
@@ -448,7 +465,7 @@ class VmbusHost:
         )
 
     def _close(self, key: OfferKey) -> None:
-        slot = self._slots.get(key)
+        slot = self._slots.by_key.get(key)
         if slot is None:
             self._bus.close_done(key)
             return
@@ -464,7 +481,7 @@ class VmbusHost:
         """Drop what an open channel has; idempotent."""
         params, slot.params = slot.params, None
         if slot.doorbell >= 0:
-            asyncio.get_running_loop().remove_reader(slot.doorbell)
+            remove_doorbell(slot.doorbell)
             os.close(slot.doorbell)
             os.close(slot.interrupt)
             slot.doorbell = slot.interrupt = -1

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import mmap
 import uuid
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -49,6 +50,7 @@ class Port:
     revoking: list[Callable[[], None]] = field(default_factory=list)
     hold_revoke: bool = False
     at_offer: Callable[[ServerChannel], None] | None = None
+    waiting_turns: deque[ServerChannel] = field(default_factory=deque)
     ram: bytearray = field(default_factory=lambda: bytearray(4 * PAGE))
 
     def offer(self, channel: ServerChannel, params: OfferParams) -> None:
@@ -66,6 +68,16 @@ class Port:
 
     def signal(self, channel: ServerChannel) -> None:
         self.signalled()
+
+    def poll_again(self, channel: ServerChannel) -> None:
+        self.waiting_turns.append(channel)
+
+    def take_turn(self) -> bool:
+        """Do what one channel asked to be called for again; False if there is none."""
+        if not self.waiting_turns:
+            return False
+        self.waiting_turns.popleft().port_interrupt()
+        return True
 
     def gpadl_pages(self, channel: ServerChannel, handle: int) -> PageView:
         raise KeyError(handle)

@@ -16,6 +16,7 @@ from emulator.kmcl import (
     ServerChannel,
     traffic,
 )
+from emulator.kmcl.traffic import READ_LIMIT
 from emulator.memory import GpaError
 from emulator.wire.ntstatus import NtStatus
 from tests.model.ring import (
@@ -131,8 +132,64 @@ def test_a_guest_that_runs_inside_the_signal_is_served_in_order_and_without_recu
     rig.port.signalled = guest_runs
     rig.guest.request(1)
     rig.channel.port_interrupt()
+    while rig.port.take_turn():
+        pass
     assert len(rig.vsp.received) == 300
     assert deepest <= 3
+
+
+def test_a_guest_that_never_stops_writing_gives_others_their_turn() -> None:
+    rig = Rig(answer=False).running()
+    rig.channel.set_transaction_quota(10_000)
+
+    def write_another(packet: IncomingPacket) -> None:
+        packet.complete()
+        rig.guest.take_all()
+        rig.guest.request(packet.transaction_id + 1)
+
+    rig.vsp.on_packet = write_another
+    rig.guest.request(1)
+    rig.channel.port_interrupt()
+    assert len(rig.vsp.received) == READ_LIMIT
+    assert rig.vsp.batches == [READ_LIMIT]
+    # What is left is read without a doorbell: the guest was told not to ring.
+    rig.doorbell = False
+    assert rig.port.take_turn()
+    assert len(rig.vsp.received) == 2 * READ_LIMIT
+    rig.guest.request(0)
+    assert not rig.doorbell
+
+
+@pytest.mark.parametrize("end", ["paused", "closed"])
+def test_a_turn_that_comes_when_the_channel_has_stopped_is_harmless(end: str) -> None:
+    rig = Rig(pages=8).running()
+    for number in range(READ_LIMIT + 1):
+        assert rig.guest.request(number + 1)
+    rig.channel.port_interrupt()
+    if end == "paused":
+        rig.pause()
+    else:
+        rig.channel.port_closed(nothing)
+    assert rig.port.take_turn()
+    assert len(rig.vsp.received) == READ_LIMIT
+    if end == "paused":
+        rig.channel.start()
+        assert len(rig.vsp.received) == READ_LIMIT + 1
+        assert not rig.port.take_turn()
+
+
+def test_the_limit_counts_packets_and_not_looks_at_the_ring() -> None:
+    rig = Rig(pages=8).running()
+    for number in range(READ_LIMIT):
+        assert rig.guest.request(number + 1)
+    rig.channel.port_interrupt()
+    assert len(rig.vsp.received) == READ_LIMIT
+    # It may have been the last one: the turn finds out, and doorbells are on again after it.
+    assert rig.port.take_turn()
+    assert not rig.port.take_turn()
+    rig.doorbell = False
+    rig.guest.request(1000)
+    assert rig.doorbell
 
 
 # Ending an incoming packet.
