@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from emulator.kmcl.errors import KmclError
 from emulator.kmcl.states import OutgoingState
@@ -108,6 +107,8 @@ class IncomingPacket:
 
     def _end(self) -> None:
         self._done = True
+        if not self._views:
+            return
         for view in self._views:
             # A view that something still exports (a read in flight) is left to its owner.
             with contextlib.suppress(BufferError):
@@ -226,8 +227,7 @@ class OutgoingPacket:
         self._routine(self, status, data)
 
 
-@dataclass(frozen=True, slots=True)
-class QueuedCompletion:
+class QueuedCompletion(NamedTuple):
     """The completion of a guest request that waits for room in the ring."""
 
     transaction_id: int

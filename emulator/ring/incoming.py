@@ -84,10 +84,13 @@ class IncomingRing(RingEnd):
                 return None
         elif available < 0:
             available += self._size
-        descriptor = self._descriptor(out, available)
-        length = descriptor.length
-        body = self._read_data(out + DESCRIPTOR_SIZE, length - DESCRIPTOR_SIZE)
+        if available < DESCRIPTOR_SIZE + TRAILER_SIZE:
+            raise self._no_whole_packet(out, available)
         try:
+            # Each byte is copied once, and only the copy is looked at.
+            descriptor = decode_descriptor(self._read_data(out, DESCRIPTOR_SIZE), available)
+            length = descriptor[4]
+            body = self._read_data(out + DESCRIPTOR_SIZE, length - DESCRIPTOR_SIZE)
             packet = decode_body(descriptor, body)
         except MalformedPacket as error:
             raise RingCorrupt(error.rule, f"at {out:#x}: {error.detail}") from error
@@ -156,13 +159,17 @@ class IncomingRing(RingEnd):
 
     def _descriptor(self, position: int, available: int) -> Descriptor:
         if available < DESCRIPTOR_SIZE + TRAILER_SIZE:
-            raise RingCorrupt(
-                RingRule.PACKET_START, f"at {position:#x}: {available} bytes are published"
-            )
+            raise self._no_whole_packet(position, available)
         try:
             return decode_descriptor(self._read_data(position, DESCRIPTOR_SIZE), available)
         except MalformedPacket as error:
             raise RingCorrupt(error.rule, f"at {position:#x}: {error.detail}") from error
+
+    @staticmethod
+    def _no_whole_packet(position: int, available: int) -> RingCorrupt:
+        return RingCorrupt(
+            RingRule.PACKET_START, f"at {position:#x}: {available} bytes are published"
+        )
 
     def _refresh(self) -> int:
         """Load `in` into the cache; return the unread bytes."""
@@ -172,6 +179,8 @@ class IncomingRing(RingEnd):
     def _load_in(self) -> int:
         """Load `in` and check that it is at or after the last one, and not past `_released`."""
         loaded = self._load_offset(IN)
+        if loaded == self._in:
+            return loaded
         published = (loaded - self._released) % self._size
         if published < (self._in - self._released) % self._size:
             raise RingCorrupt(

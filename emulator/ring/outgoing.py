@@ -18,7 +18,6 @@ from emulator.ring.errors import PacketTooLarge, RingCorrupt, RingRule
 from emulator.wire.packet import (
     DESCRIPTOR_SIZE,
     TRAILER_SIZE,
-    PacketFlags,
     PacketType,
     TransferPages,
     encode_packet,
@@ -48,7 +47,7 @@ class OutgoingRing(RingEnd):
     Every method that looks at the ring raises RingCorrupt when the guest broke a rule.
     """
 
-    __slots__ = ("_capacity", "_in", "_out", "_published")
+    __slots__ = ("_capacity", "_in", "_largest_payload", "_out", "_published")
 
     def __init__(self, view: PageView) -> None:
         super().__init__(view)
@@ -57,6 +56,7 @@ class OutgoingRing(RingEnd):
         # _in around the ring.
         self._in = self._out = self._published = 0
         self._capacity = min(self._size - 2 * RESERVE, _MAX_PACKET)
+        self._largest_payload = self._capacity - DESCRIPTOR_SIZE - TRAILER_SIZE
 
     def init_at_open(self) -> None:
         """Take up a ring that a guest just opened.
@@ -81,6 +81,11 @@ class OutgoingRing(RingEnd):
         self._view.store_u32(FEATURE_BITS, FEATURE_PENDING_SEND_SIZE)
         self._in = self._published = self._load_offset(IN)
         self._out = self._load_offset(OUT)
+
+    @property
+    def largest_payload(self) -> int:
+        """Bytes of the largest payload that fits an empty ring in a packet without ranges."""
+        return self._largest_payload
 
     @property
     def capacity(self) -> int:
@@ -118,24 +123,27 @@ class OutgoingRing(RingEnd):
         Raises PacketTooLarge if there will never be room, ValueError if `transfer` is not given for
         a transfer-page packet, or is for another.
         """
-        size = packet_size(
-            len(payload),
-            header_size(transfer_ranges=len(transfer.ranges)) if transfer else DESCRIPTOR_SIZE,
-        )
+        if transfer is None:
+            size = DESCRIPTOR_SIZE + (len(payload) + 7 & ~7) + TRAILER_SIZE
+        else:
+            size = packet_size(len(payload), header_size(transfer_ranges=len(transfer.ranges)))
         if size > self._capacity:
             raise PacketTooLarge(size, self._capacity)
         position = self._in
         # `out` in the cache is behind the real one, so it can only be too careful.
         if size > self._free(position, self._out) and size > self.free_bytes:
             return False
-        packet = encode_packet(
-            packet_type,
-            transaction_id,
-            payload,
-            flags=PacketFlags.COMPLETION_REQUESTED if completion_requested else PacketFlags.NONE,
-            transfer=transfer,
+        self._in = self._write_data(
+            position,
+            encode_packet(
+                packet_type,
+                transaction_id,
+                payload,
+                flags=int(completion_requested),
+                transfer=transfer,
+            )
+            + encode_trailer(position),
         )
-        self._in = self._write_data(position, packet + encode_trailer(position))
         return True
 
     def publish(self) -> bool:
@@ -185,6 +193,8 @@ class OutgoingRing(RingEnd):
     def _load_out(self) -> int:
         """Load `out` and check that it is at or after the last one, and not past `_published`."""
         loaded = self._load_offset(OUT)
+        if loaded == self._out:
+            return loaded
         if (loaded - self._out) % self._size > (self._published - self._out) % self._size:
             raise RingCorrupt(
                 RingRule.OUT_ADVANCE,

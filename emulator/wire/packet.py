@@ -52,6 +52,7 @@ PAGE_SIZE = 4096
 DESCRIPTOR_SIZE = 16
 TRAILER_SIZE = 8
 _MAX_LENGTH8 = 0xFFFF
+_PADDING = [bytes(size) for size in range(8)]
 
 _DESCRIPTOR = Struct("<HHHHQ")
 _TRAILER = Struct("<II")
@@ -79,6 +80,9 @@ class PacketFlags(IntFlag):
 
     NONE = 0
     COMPLETION_REQUESTED = 1
+
+
+_COMPLETION_REQUESTED = PacketFlags.COMPLETION_REQUESTED
 
 
 class PacketRule(Enum):
@@ -132,9 +136,8 @@ class TransferPages:
     sender_owns_set: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Packet:
-    """One packet, copied out of the ring.
+class Packet(NamedTuple):
+    """One packet, copied out of the ring. A named tuple, because one is made for each packet read.
 
     `payload` is what follows the headers. It is as long as the descriptor says: a multiple of 8, so
     that up to 7 padding bytes may follow what the sender meant.
@@ -152,7 +155,7 @@ class Packet:
     @property
     def completion_requested(self) -> bool:
         """Whether the sender waits for a completion packet with this transaction id."""
-        return self.flags & 1 != 0
+        return self.flags is _COMPLETION_REQUESTED
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +169,7 @@ class PacketSummary:
     @property
     def completion_requested(self) -> bool:
         """Whether the sender waits for a completion packet with this transaction id."""
-        return self.flags & 1 != 0
+        return self.flags is _COMPLETION_REQUESTED
 
 
 class Descriptor(NamedTuple):
@@ -191,6 +194,10 @@ _LEAST_OFFSET8 = {
     PacketType.CANCEL: 2,
     PacketType.COMPLETION: 2,
 }
+
+
+_PLAIN = frozenset({PacketType.IN_BAND, PacketType.CANCEL, PacketType.COMPLETION})
+"""Types without a header of their own."""
 
 
 def spanned_pages(offset: int, length: int) -> int:
@@ -329,6 +336,11 @@ def encode_packet(
 
     Raises ValueError if the ranges do not go with the type or `length8` cannot express the size.
     """
+    length8 = 2 + (len(payload) + 7 >> 3)
+    if packet_type in _PLAIN and not ranges and transfer is None and length8 <= _MAX_LENGTH8:
+        # Nearly every packet there is.
+        descriptor = _DESCRIPTOR.pack(packet_type, 2, length8, flags, transaction_id)
+        return descriptor + payload + _PADDING[-len(payload) & 7]
     if bool(ranges) != (packet_type is PacketType.GPA_DIRECT):
         raise ValueError(f"a {packet_type.name} packet with {len(ranges)} GPA ranges")
     if (transfer is not None) != (packet_type is PacketType.TRANSFER_PAGES):
@@ -344,7 +356,7 @@ def encode_packet(
     if length8 > _MAX_LENGTH8:
         raise ValueError(f"a packet of {length8 * 8} bytes; length8 ends at {_MAX_LENGTH8 * 8}")
     descriptor = _DESCRIPTOR.pack(packet_type, offset8, length8, flags, transaction_id)
-    return b"".join((descriptor, header, payload, bytes(padding)))
+    return b"".join((descriptor, header, payload, _PADDING[padding]))
 
 
 def encode_trailer(ring_offset: int) -> bytes:
