@@ -17,20 +17,7 @@
 #include <stdint.h>
 #include <string.h>
 
-#define VIEW_PAGE_SIZE 4096
-
-typedef struct {
-    Py_buffer buffer;
-    Py_ssize_t start; /* logical offset of the first byte */
-} Segment;
-
-typedef struct {
-    PyObject_HEAD
-    PyObject *views; /* tuple of memoryview, one per segment, for slices() */
-    Segment *segments;
-    Py_ssize_t count;
-    Py_ssize_t length;
-} PageView;
+#include "_native_view.h"
 
 static void
 PageView_dealloc(PageView *self)
@@ -137,24 +124,6 @@ PageView_length(PageView *self)
     return self->length;
 }
 
-/* The segment that holds the logical offset, which must be below the length. */
-static Segment *
-find(PageView *self, Py_ssize_t offset)
-{
-    Py_ssize_t low = 0, high = self->count - 1;
-
-    while (low < high) {
-        Py_ssize_t middle = low + (high - low + 1) / 2;
-
-        if (self->segments[middle].start <= offset) {
-            low = middle;
-        } else {
-            high = middle - 1;
-        }
-    }
-    return &self->segments[low];
-}
-
 static int
 check_span(PageView *self, Py_ssize_t offset, Py_ssize_t length)
 {
@@ -184,37 +153,18 @@ two_sizes(PyObject *const *args, Py_ssize_t nargs, Py_ssize_t *first, Py_ssize_t
     return 0;
 }
 
-/* Bytes of the segment from the offset on, at most the wanted number. */
-static Py_ssize_t
-piece(const Segment *segment, Py_ssize_t offset, Py_ssize_t wanted)
-{
-    Py_ssize_t here = segment->start + segment->buffer.len - offset;
-
-    return here < wanted ? here : wanted;
-}
-
 static PyObject *
 PageView_read(PageView *self, PyObject *const *args, Py_ssize_t nargs)
 {
     Py_ssize_t offset, length;
     PyObject *result;
-    char *to;
 
     if (two_sizes(args, nargs, &offset, &length) < 0 || check_span(self, offset, length) < 0) {
         return NULL;
     }
     result = PyBytes_FromStringAndSize(NULL, length);
-    if (!result || !length) {
-        return result;
-    }
-    to = PyBytes_AsString(result);
-    for (Segment *segment = find(self, offset); length; segment++) {
-        Py_ssize_t n = piece(segment, offset, length);
-
-        memcpy(to, (char *)segment->buffer.buf + (offset - segment->start), (size_t)n);
-        to += n;
-        offset += n;
-        length -= n;
+    if (result) {
+        view_read(self, offset, PyBytes_AsString(result), length);
     }
     return result;
 }
@@ -224,7 +174,6 @@ PageView_write(PageView *self, PyObject *const *args, Py_ssize_t nargs)
 {
     Py_ssize_t offset, length;
     Py_buffer data;
-    const char *from;
 
     if (nargs != 2) {
         PyErr_Format(PyExc_TypeError, "expected 2 arguments, got %zd", nargs);
@@ -242,18 +191,7 @@ PageView_write(PageView *self, PyObject *const *args, Py_ssize_t nargs)
         PyBuffer_Release(&data);
         return NULL;
     }
-    from = data.buf;
-    if (length) {
-        for (Segment *segment = find(self, offset); length; segment++) {
-            Py_ssize_t n = piece(segment, offset, length);
-
-            /* memmove: the data may be a slice of the same guest memory. */
-            memmove((char *)segment->buffer.buf + (offset - segment->start), from, (size_t)n);
-            from += n;
-            offset += n;
-            length -= n;
-        }
-    }
+    view_write(self, offset, data.buf, length);
     PyBuffer_Release(&data);
     Py_RETURN_NONE;
 }
@@ -271,7 +209,7 @@ word(PageView *self, Py_ssize_t offset)
         PyErr_Format(PyExc_ValueError, "the word at %zd is not aligned", offset);
         return NULL;
     }
-    segment = find(self, offset);
+    segment = view_find(self, offset);
     return (uint32_t *)((char *)segment->buffer.buf + (offset - segment->start));
 }
 
@@ -329,8 +267,8 @@ collect_slices(PageView *self, Py_ssize_t offset, Py_ssize_t length)
     if (!result || !length) {
         return result;
     }
-    for (Segment *segment = find(self, offset); length; segment++) {
-        Py_ssize_t n = piece(segment, offset, length);
+    for (Segment *segment = view_find(self, offset); length; segment++) {
+        Py_ssize_t n = view_piece(segment, offset, length);
         Py_ssize_t start = offset - segment->start;
         PyObject *view = PyTuple_GetItem(self->views, segment - self->segments);
         PyObject *part = PySequence_GetSlice(view, start, start + n);

@@ -21,6 +21,7 @@ reader, made room      store `out`                    load `pending_send_size`, 
 
 from emulator.memory import PageView
 from emulator.ring.errors import RingCorrupt, RingRule
+from emulator.ring.plain import plain_packets
 from emulator.wire.packet import PAGE_SIZE
 
 __all__ = [
@@ -51,7 +52,7 @@ RESERVE = 8
 class RingEnd:
     """The part of a ring end that does not depend on the direction."""
 
-    __slots__ = ("_size", "_view")
+    __slots__ = ("_plain", "_size", "_view")
 
     def __init__(self, view: PageView) -> None:
         """Take a view of the control page and the data pages; nothing is read or written yet.
@@ -62,6 +63,7 @@ class RingEnd:
         if len(view) < 2 * PAGE_SIZE:
             raise ValueError(f"a ring of {len(view)} bytes has no data page")
         self._view = view
+        self._plain = plain_packets(view)
         self._size = len(view) - PAGE_SIZE
 
     @property

@@ -17,6 +17,7 @@ from emulator.wire.packet import (
     PacketSummary,
     decode_body,
     decode_descriptor,
+    plain_packet,
 )
 
 __all__ = ["IncomingRing"]
@@ -84,6 +85,11 @@ class IncomingRing(RingEnd):
                 return None
         elif available < 0:
             available += self._size
+        if self._plain is not None:
+            plain = self._plain.read_plain(self._view, out, self._in)
+            if plain is not None:
+                number, flags, transaction_id, payload, self._out = plain
+                return plain_packet(number, flags, transaction_id, payload)
         if available < DESCRIPTOR_SIZE + TRAILER_SIZE:
             raise self._no_whole_packet(out, available)
         try:

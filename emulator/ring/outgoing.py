@@ -133,17 +133,14 @@ class OutgoingRing(RingEnd):
         # `out` in the cache is behind the real one, so it can only be too careful.
         if size > self._free(position, self._out) and size > self.free_bytes:
             return False
-        self._in = self._write_data(
-            position,
-            encode_packet(
-                packet_type,
-                transaction_id,
-                payload,
-                flags=int(completion_requested),
-                transfer=transfer,
+        flags = int(completion_requested)
+        if self._plain is not None and transfer is None:
+            self._in = self._plain.write_plain(
+                self._view, position, packet_type, flags, transaction_id, payload
             )
-            + encode_trailer(position),
-        )
+            return True
+        packet = encode_packet(packet_type, transaction_id, payload, flags=flags, transfer=transfer)
+        self._in = self._write_data(position, packet + encode_trailer(position))
         return True
 
     def publish(self) -> bool:

@@ -43,6 +43,7 @@ __all__ = [
     "encode_trailer",
     "header_size",
     "packet_size",
+    "plain_packet",
     "spanned_pages",
 ]
 
@@ -196,8 +197,9 @@ _LEAST_OFFSET8 = {
 }
 
 
-_PLAIN = frozenset({PacketType.IN_BAND, PacketType.CANCEL, PacketType.COMPLETION})
-"""Types without a header of their own."""
+def plain_packet(number: int, flags: int, transaction_id: int, payload: bytes) -> Packet:
+    """Return a packet without a header of its type's own, from fields that were checked."""
+    return Packet(_TYPES[number], _FLAGS[flags], transaction_id, payload)
 
 
 def spanned_pages(offset: int, length: int) -> int:
@@ -336,11 +338,6 @@ def encode_packet(
 
     Raises ValueError if the ranges do not go with the type or `length8` cannot express the size.
     """
-    length8 = 2 + (len(payload) + 7 >> 3)
-    if packet_type in _PLAIN and not ranges and transfer is None and length8 <= _MAX_LENGTH8:
-        # Nearly every packet there is.
-        descriptor = _DESCRIPTOR.pack(packet_type, 2, length8, flags, transaction_id)
-        return descriptor + payload + _PADDING[-len(payload) & 7]
     if bool(ranges) != (packet_type is PacketType.GPA_DIRECT):
         raise ValueError(f"a {packet_type.name} packet with {len(ranges)} GPA ranges")
     if (transfer is not None) != (packet_type is PacketType.TRANSFER_PAGES):
