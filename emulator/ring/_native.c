@@ -4,8 +4,8 @@
  *
  * A plain packet is in-band, a cancellation or a completion, without a header between descriptor and payload. It is
  * read and written here as emulator/ring/incoming.py and outgoing.py do with emulator/wire/packet.py, which remain
- * the reference: what is not a plain packet, or not a good one, is left to them, and they say what is wrong. The
- * unit tests of the rings run on both.
+ * the reference: what is not a plain packet, or not a good one, is left to them, and they say what is wrong. So is
+ * the order of accesses, which emulator/ring/control.py explains. The unit tests of the rings run on both.
  */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
@@ -16,7 +16,11 @@
 
 #include "../memory/_native_view.h"
 
-#define DATA_START VIEW_PAGE_SIZE /* the control page comes first */
+/* The control page comes first; emulator/ring/control.py has all of it. */
+#define IN_OFFSET 0
+#define OUT_OFFSET 4
+#define INTERRUPT_MASK_OFFSET 8
+#define DATA_START VIEW_PAGE_SIZE
 #define DESCRIPTOR_SIZE 16
 #define TRAILER_SIZE 8
 
@@ -106,20 +110,34 @@ is_plain(unsigned int type)
     return type == IN_BAND || type == COMPLETION || type == CANCEL;
 }
 
+static uint32_t *
+control_word(const PageView *view, size_t offset)
+{
+    return (uint32_t *)((char *)view->segments[0].buffer.buf + offset);
+}
+
+/* Distance around the ring. */
+static Py_ssize_t
+ahead(Py_ssize_t size, Py_ssize_t from, Py_ssize_t to)
+{
+    return to >= from ? to - from : to - from + size;
+}
+
 PyDoc_STRVAR(read_plain_doc,
-"read_plain(view, out, in) -> (type, flags, transaction_id, payload, next_out) or None\n\n"
-"Copy the packet at `out` out of a ring whose writer has published up to `in`; None if it is not plain.");
+"read_plain(view, released, out, in) -> (type, flags, transaction_id, payload, next_out, in) or None\n\n"
+"Copy the packet at `out` out of a ring whose writer has published up to `in`. If that is nothing, `in` is loaded\n"
+"anew. None if there is no packet, if it is not plain, or if a rule is broken.");
 
 static PyObject *
 read_plain(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
 {
-    Py_ssize_t size, out, in, available, length;
+    Py_ssize_t size, released, out, in, available, length;
     PyObject *payload;
     Descriptor descriptor;
     PageView *view;
 
-    if (nargs != 3) {
-        PyErr_Format(PyExc_TypeError, "expected 3 arguments, got %zd", nargs);
+    if (nargs != 4) {
+        PyErr_Format(PyExc_TypeError, "expected 4 arguments, got %zd", nargs);
         return NULL;
     }
     view = ring_view(module, args[0]);
@@ -127,12 +145,19 @@ read_plain(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
         return NULL;
     }
     size = view->length - DATA_START;
-    out = data_offset(args[1], size);
-    in = out < 0 ? -1 : data_offset(args[2], size);
+    released = data_offset(args[1], size);
+    out = released < 0 ? -1 : data_offset(args[2], size);
+    in = out < 0 ? -1 : data_offset(args[3], size);
     if (in < 0) {
         return NULL;
     }
-    available = in >= out ? in - out : in - out + size;
+    if (in == out) {
+        in = le32toh(__atomic_load_n(control_word(view, IN_OFFSET), __ATOMIC_ACQUIRE));
+        if (in >= size || in & 7 || ahead(size, released, in) < ahead(size, released, out)) {
+            Py_RETURN_NONE;
+        }
+    }
+    available = ahead(size, out, in);
     if (available < DESCRIPTOR_SIZE + TRAILER_SIZE) {
         Py_RETURN_NONE;
     }
@@ -151,9 +176,9 @@ read_plain(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
         return NULL;
     }
     ring_read(view, size, out + DESCRIPTOR_SIZE, PyBytes_AsString(payload), length - DESCRIPTOR_SIZE);
-    return Py_BuildValue("(iiKNn)", (int)le16toh(descriptor.type), (int)le16toh(descriptor.flags),
+    return Py_BuildValue("(iiKNnn)", (int)le16toh(descriptor.type), (int)le16toh(descriptor.flags),
                          (unsigned long long)le64toh(descriptor.transaction_id), payload,
-                         (out + length + TRAILER_SIZE) % size);
+                         (out + length + TRAILER_SIZE) % size, in);
 }
 
 PyDoc_STRVAR(write_plain_doc,
@@ -219,11 +244,39 @@ write_plain(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
     return PyLong_FromSsize_t(position);
 }
 
+PyDoc_STRVAR(publish_doc,
+"publish(view, in) -> out or -1\n\n"
+"Store `in`, fence, and load what tells whether the reader must be signalled: -1 if it masks, else `out`, unchecked.");
+
+static PyObject *
+publish(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
+{
+    PageView *view;
+    Py_ssize_t in;
+
+    if (nargs != 2) {
+        PyErr_Format(PyExc_TypeError, "expected 2 arguments, got %zd", nargs);
+        return NULL;
+    }
+    view = ring_view(module, args[0]);
+    in = view ? data_offset(args[1], view->length - DATA_START) : -1;
+    if (in < 0) {
+        return NULL;
+    }
+    __atomic_store_n(control_word(view, IN_OFFSET), htole32((uint32_t)in), __ATOMIC_RELEASE);
+    __atomic_thread_fence(__ATOMIC_SEQ_CST);
+    if (__atomic_load_n(control_word(view, INTERRUPT_MASK_OFFSET), __ATOMIC_ACQUIRE)) {
+        return PyLong_FromLong(-1);
+    }
+    return PyLong_FromUnsignedLong(le32toh(__atomic_load_n(control_word(view, OUT_OFFSET), __ATOMIC_ACQUIRE)));
+}
+
 #define FAST(function) ((PyCFunction)(void (*)(void))(function))
 
 static PyMethodDef native_methods[] = {
     {"read_plain", FAST(read_plain), METH_FASTCALL, read_plain_doc},
     {"write_plain", FAST(write_plain), METH_FASTCALL, write_plain_doc},
+    {"publish", FAST(publish), METH_FASTCALL, publish_doc},
     {NULL, NULL, 0, NULL},
 };
 

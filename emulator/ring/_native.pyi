@@ -5,8 +5,8 @@ from typing_extensions import Buffer
 from emulator.memory import PageView
 
 def read_plain(
-    view: PageView, out_offset: int, in_offset: int, /
-) -> tuple[int, int, int, bytes, int] | None: ...
+    view: PageView, released: int, out_offset: int, in_offset: int, /
+) -> tuple[int, int, int, bytes, int, int] | None: ...
 def write_plain(
     view: PageView,
     in_offset: int,
@@ -16,3 +16,4 @@ def write_plain(
     payload: Buffer,
     /,
 ) -> int: ...
+def publish(view: PageView, in_offset: int, /) -> int: ...

@@ -78,6 +78,11 @@ class IncomingRing(RingEnd):
         The guest may reuse its space only after `commit`.
         """
         out = self._out
+        if self._plain is not None:
+            plain = self._plain.read_plain(self._view, self._released, out, self._in)
+            if plain is not None:
+                number, flags, transaction_id, payload, self._out, self._in = plain
+                return plain_packet(number, flags, transaction_id, payload)
         available = self._in - out
         if not available:
             available = self._refresh()
@@ -85,11 +90,6 @@ class IncomingRing(RingEnd):
                 return None
         elif available < 0:
             available += self._size
-        if self._plain is not None:
-            plain = self._plain.read_plain(self._view, out, self._in)
-            if plain is not None:
-                number, flags, transaction_id, payload, self._out = plain
-                return plain_packet(number, flags, transaction_id, payload)
         if available < DESCRIPTOR_SIZE + TRAILER_SIZE:
             raise self._no_whole_packet(out, available)
         try:

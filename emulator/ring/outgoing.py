@@ -152,6 +152,14 @@ class OutgoingRing(RingEnd):
         previous = self._published
         if previous == self._in:
             return False
+        if self._plain is not None:
+            self._published = self._in
+            out = self._plain.publish(self._view, self._in)
+            if out < 0:
+                return False
+            # That one has been seen before. Any other is checked.
+            self._out = out if out == previous else self._load_out()
+            return self._out == previous
         self._view.store_u32(IN, self._in)
         self._published = self._in
         # A guest that goes idle clears its mask, fences and looks at `in` again. If that look came

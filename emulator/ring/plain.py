@@ -16,12 +16,13 @@ class PlainPackets(Protocol):
     """The functions of `emulator.ring._native`. Offsets are of the ring's data, in bytes."""
 
     def read_plain(
-        self, view: PageView, out_offset: int, in_offset: int, /
-    ) -> tuple[int, int, int, bytes, int] | None:
+        self, view: PageView, released: int, out_offset: int, in_offset: int, /
+    ) -> tuple[int, int, int, bytes, int, int] | None:
         """Copy the packet at `out_offset` out of a ring that is published up to `in_offset`.
 
-        Returns type, flags, transaction id, payload and the offset after the packet; None if it is
-        not plain or breaks a rule.
+        If that is nothing, `in` is loaded anew; `released` is the `out` that the writer sees.
+        Returns type, flags, transaction id, payload, the offset after the packet, and `in`; None if
+        there is no packet, if it is not plain, or if a rule is broken.
         """
 
     def write_plain(
@@ -38,6 +39,9 @@ class PlainPackets(Protocol):
 
         The caller knows that there is room. Raises ValueError for what is not plain.
         """
+
+    def publish(self, view: PageView, in_offset: int, /) -> int:
+        """Store `in`, fence, and return `out`, unchecked, or -1 if the reader masks."""
 
 
 def plain_packets(view: PageView) -> PlainPackets | None:
