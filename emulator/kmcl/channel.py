@@ -272,16 +272,13 @@ class ServerChannel(ConfiguredChannel):
                 f"{self.friendly_name}: a packet of {len(payload)} bytes; the channel's maximum "
                 f"packet size is {self._maximum_packet_size}",
             )
-        self._check_fits(payload)
+        self.check_fits(payload)
         self.traffic.send(packet, payload, waits)
 
-    def check_completion_fits(self, data: bytes) -> None:
-        """Raise :class:`KmclError` for a completion that no wait would make fit."""
-        self._check_fits(data)
-
-    def _check_fits(self, payload: bytes) -> None:
+    def check_fits(self, payload: bytes) -> None:
+        """Raise :class:`KmclError` for a packet or completion that no wait would make fit."""
         ring = self.traffic.outgoing_ring
-        if ring is not None and ring.packet_size(len(payload)) > ring.capacity:
+        if ring is not None and len(payload) > ring.largest_payload:
             raise KmclError(
                 NtStatus.INVALID_BUFFER_SIZE,
                 f"{self.friendly_name}: {len(payload)} bytes of payload can never fit the guest's "

@@ -84,9 +84,12 @@ class IncomingPacket:
         Raises :class:`KmclError` if the packet is completed already or ``data`` can never fit the
         ring.
         """
-        self._refuse_when_done("completed")
-        self._channel.check_completion_fits(data)
-        self._end()
+        if self._done:
+            self._refuse_when_done("completed")
+        self._channel.check_fits(data)
+        self._done = True
+        if self._views:
+            self._end_views()
         self._channel.traffic.complete(self, bytes(data))
 
     def fail(self, reason: str = "the VSP found a malformed packet") -> None:
@@ -95,7 +98,8 @@ class IncomingPacket:
         No completion is sent. ``reason`` goes into the channel's fault.
         """
         self._refuse_when_done("failed")
-        self._end()
+        self._done = True
+        self._end_views()
         self._channel.traffic.fail(self, reason)
 
     def _refuse_when_done(self, what: str) -> None:
@@ -105,10 +109,7 @@ class IncomingPacket:
                 f"{self._channel.friendly_name}: a packet that has ended was {what}",
             )
 
-    def _end(self) -> None:
-        self._done = True
-        if not self._views:
-            return
+    def _end_views(self) -> None:
         for view in self._views:
             # A view that something still exports (a read in flight) is left to its owner.
             with contextlib.suppress(BufferError):

@@ -208,8 +208,11 @@ class Traffic:
         delivered = 0
         try:
             while ring is self._incoming and self._may_take and self._may_read():
-                self._hold = self._reason_to_hold()
-                if self._hold is not None:
+                if len(self.held) >= self.quota:
+                    self._hold = Hold.QUOTA
+                    break
+                if self._backlog >= COMPLETION_BACKLOG_LIMIT:
+                    self._hold = Hold.BACKLOG
                     break
                 packet = ring.read()
                 if packet is None:
@@ -223,13 +226,6 @@ class Traffic:
                 self._commit(ring)
         if delivered:
             self._hooks.batch_done(delivered)
-
-    def _reason_to_hold(self) -> Hold | None:
-        if len(self.held) >= self.quota:
-            return Hold.QUOTA
-        if self._backlog >= COMPLETION_BACKLOG_LIMIT:
-            return Hold.BACKLOG
-        return None
 
     def _commit(self, ring: IncomingRing) -> None:
         try:
@@ -320,15 +316,12 @@ class Traffic:
             if self._receiving:
                 self.poll()
 
-    def _may_write(self) -> bool:
-        return self._transmitting and (
-            not self.faults or all(fault.kind.stops_reading for fault in self.faults)
-        )
-
     def _flush_once(self) -> bool:
         """Write, publish and signal once; True if there may be more to do."""
         ring = self._outgoing
-        if ring is None or not self.queue or not self._may_write():
+        if ring is None or not self.queue or not self._transmitting:
+            return False
+        if self.faults and not all(fault.kind.stops_reading for fault in self.faults):
             return False
         written: list[OutgoingPacket | QueuedCompletion] = []
         try:
@@ -371,19 +364,16 @@ class Traffic:
             self.table.remove(item.transaction_id)
         item.finish(NtStatus.INVALID_BUFFER_SIZE, None)
 
-    def _write(self, ring: OutgoingRing, item: OutgoingPacket | QueuedCompletion) -> bool:
-        match item:
-            case OutgoingPacket():
-                return ring.write(
-                    PacketType.IN_BAND,
-                    item.transaction_id,
-                    item.payload,
-                    completion_requested=item.waits_for_completion,
-                )
-            case QueuedCompletion():
-                return ring.write(PacketType.COMPLETION, item.transaction_id, item.payload)
-            case _:
-                assert_never(item)
+    @staticmethod
+    def _write(ring: OutgoingRing, item: OutgoingPacket | QueuedCompletion) -> bool:
+        if isinstance(item, QueuedCompletion):
+            return ring.write(PacketType.COMPLETION, item.transaction_id, item.payload)
+        return ring.write(
+            PacketType.IN_BAND,
+            item.transaction_id,
+            item.payload,
+            completion_requested=item.waits_for_completion,
+        )
 
     def _wait_for_room(self, ring: OutgoingRing) -> bool:
         self._space_requested = True

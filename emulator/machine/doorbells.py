@@ -39,14 +39,15 @@ _FileObject = int | _HasFileno
 class DoorbellSelector(selectors.BaseSelector):
     """An epoll selector that answers doorbells itself; the rest of it is ``EpollSelector``."""
 
-    def __init__(self) -> None:
-        """Watch nothing yet."""
+    def __init__(self, failed: Callable[[Exception], None]) -> None:
+        """Watch nothing yet; ``failed`` is told what the handler of a doorbell raises."""
+        self._failed = failed
         self._epoll = select.epoll()
         self._keys: dict[int, SelectorKey] = {}
         self._doorbells: dict[int, Callable[[], None]] = {}
 
     def add_doorbell(self, eventfd: int, rung: Callable[[], None]) -> None:
-        """Call ``rung`` inside :meth:`select` when ``eventfd`` was written; it must not raise."""
+        """Call ``rung`` inside :meth:`select` when ``eventfd`` was written."""
         self._epoll.register(eventfd, select.EPOLLIN | select.EPOLLET)
         self._doorbells[eventfd] = rung
 
@@ -68,7 +69,10 @@ class DoorbellSelector(selectors.BaseSelector):
         for fd, mask in events:
             rung = self._doorbells.get(fd)
             if rung is not None:
-                rung()
+                try:
+                    rung()
+                except Exception as error:
+                    self._failed(error)
             # A handler may have made the loop forget a descriptor that was ready as well.
             elif (key := self._keys.get(fd)) is not None:
                 wanted = (EVENT_READ if mask & _READABLE else 0) | (
@@ -139,25 +143,21 @@ class DoorbellLoop(asyncio.SelectorEventLoop):
 
     def __init__(self) -> None:
         """Make the loop and its selector."""
-        self._doorbell_selector = DoorbellSelector()
+        self._doorbell_selector = DoorbellSelector(self._doorbell_failed)
         super().__init__(self._doorbell_selector)
 
     def add_doorbell(self, eventfd: int, rung: Callable[[], None]) -> None:
         """Call ``rung`` when ``eventfd`` was written. What it raises goes to the loop's handler."""
-
-        def guarded() -> None:
-            try:
-                rung()
-            except Exception as error:
-                self.call_exception_handler(
-                    {"message": "a doorbell's handler failed", "exception": error}
-                )
-
-        self._doorbell_selector.add_doorbell(eventfd, guarded)
+        self._doorbell_selector.add_doorbell(eventfd, rung)
 
     def remove_doorbell(self, eventfd: int) -> None:
         """Forget ``eventfd``; idempotent."""
         self._doorbell_selector.remove_doorbell(eventfd)
+
+    def _doorbell_failed(self, error: Exception) -> None:
+        self.call_exception_handler(
+            {"message": "the handler of a doorbell failed", "exception": error}
+        )
 
 
 def add_doorbell(eventfd: int, rung: Callable[[], None]) -> None:

@@ -93,19 +93,15 @@ class _Slots:
 
     def __init__(self) -> None:
         self.by_key: dict[OfferKey, _Slot] = {}
-        self._by_channel: dict[ServerChannel, _Slot] = {}
+        self.by_channel: dict[ServerChannel, _Slot] = {}
 
     def add(self, slot: _Slot) -> None:
         self.by_key[slot.key] = slot
-        self._by_channel[slot.channel] = slot
+        self.by_channel[slot.channel] = slot
 
     def remove(self, slot: _Slot) -> None:
         del self.by_key[slot.key]
-        del self._by_channel[slot.channel]
-
-    def of(self, channel: ServerChannel) -> _Slot:
-        """Return the slot of ``channel``; raises KeyError if it is not offered."""
-        return self._by_channel[channel]
+        del self.by_channel[slot.channel]
 
 
 class VmbusHost:
@@ -328,7 +324,7 @@ class VmbusHost:
 
     def revoke(self, channel: ServerChannel, done: Callable[[], None]) -> None:
         """Rescind the channel's offer; the channel has closed itself already."""
-        slot = self._slots.of(channel)
+        slot = self._slots.by_channel[channel]
         self._release(slot)
         self._slots.remove(slot)
         self._bus.rescind(slot.key)
@@ -337,7 +333,7 @@ class VmbusHost:
 
     def signal(self, channel: ServerChannel) -> None:
         """Interrupt the guest on the channel's event flag."""
-        interrupt = self._slots.of(channel).interrupt
+        interrupt = self._slots.by_channel[channel].interrupt
         if interrupt >= 0:
             # contextlib.suppress costs as much as the system call does.
             try:  # noqa: SIM105
@@ -352,7 +348,7 @@ class VmbusHost:
 
     def gpadl_pages(self, channel: ServerChannel, handle: int) -> PageView:
         """Return the pages of a GPADL of the channel; raises KeyError."""
-        ranges = self._slots.of(channel).gpadls[handle]
+        ranges = self._slots.by_channel[channel].gpadls[handle]
         return self._ram.pages([pfn for gpa_range in ranges for pfn in gpa_range.pfns])
 
     def external_data(self, ranges: tuple[GpaRange, ...]) -> list[memoryview]:

@@ -32,9 +32,13 @@ def eventfd() -> Iterator[int]:
     os.close(fd)
 
 
+def unexpected(error: Exception) -> None:
+    raise error
+
+
 @pytest.fixture
 def selector() -> Iterator[DoorbellSelector]:
-    selector = DoorbellSelector()
+    selector = DoorbellSelector(unexpected)
     yield selector
     selector.close()
 
