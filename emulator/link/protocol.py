@@ -19,7 +19,7 @@ PROTOCOL_VERSION: Final = 1
 HEADER_SIZE: Final = 16
 MAX_BODY: Final = 65_536
 MAX_MESSAGE_PAYLOAD: Final = 240
-MAX_REGIONS: Final = 16
+MAX_REGIONS: Final = 64
 MAX_RESULT_TEXT: Final = 4_096
 
 _HEADER = struct.Struct("<IIII")
@@ -102,7 +102,7 @@ class Hello:
 
 @dataclass(frozen=True, slots=True)
 class MemTable:
-    """The fixed layout of guest RAM; one descriptor a region."""
+    """All of the guest's memory, in ascending order; one descriptor a region."""
 
     regions: tuple[Region, ...]
 

@@ -73,7 +73,11 @@ class SessionHandler(Protocol):
     """The VMBus host as the session sees it."""
 
     def memory_changed(self, regions: tuple[Region, ...], fds: list[int]) -> None:
-        """Map guest RAM anew; the descriptors are closed by the session after the call."""
+        """Take a new table of the guest's memory, all of it; may come while the guest runs.
+
+        The descriptors are closed by the session after the call. Raises OSError or ValueError if a
+        region cannot be mapped; the connection ends then.
+        """
 
     def reset(self) -> None:
         """Forget the guest: the machine was reset."""
@@ -214,6 +218,14 @@ class Session:
             self._transport.send(
                 PostMessage(cookie, post.vp_index, post.sint, HV_MESSAGE_TYPE_VMBUS, post.payload)
             )
+
+    def refresh_memory(self) -> bool:
+        """Look for a table of memory that waits on the socket; returns whether there was one.
+
+        A doorbell and the socket are two ways: a guest may use memory that was plugged before the
+        event loop has come to the table that names it. So ask here before memory is refused.
+        """
+        return self._transport.deliver_early(MemTable)
 
     # From the frontend.
 

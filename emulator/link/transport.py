@@ -31,7 +31,9 @@ from emulator.link.protocol import (
 )
 
 _READ_SIZE: Final = 65_536
-_MAX_FDS: Final = 64
+_MAX_FDS: Final = 253
+"""What Linux passes at most with one message (unix(7): SCM_MAX_FD)."""
+_MAX_WAITING_FDS: Final = 2 * _MAX_FDS
 _MAX_QUEUED: Final = 16 * 1024 * 1024
 
 
@@ -57,9 +59,12 @@ class Transport:
         self._inbox = bytearray()
         self._inbox_fds: deque[int] = deque()
         self._header: Header | None = None
+        self._ready: deque[tuple[FrontendMessage, list[int]]] = deque()
         self._outbox: deque[tuple[memoryview, tuple[int, ...], Callable[[], None] | None]] = deque()
         self._queued = 0
         self._closed = False
+        self._ended = False
+        self._error: Exception | None = None
         self._loop.add_reader(sock, self._readable)
 
     def send(
@@ -96,6 +101,8 @@ class Transport:
         self._outbox.clear()
         while self._inbox_fds:
             os.close(self._inbox_fds.popleft())
+        while self._ready:
+            close_fds(self._ready.popleft()[1])
 
     def _fail(self, error: Exception | None) -> None:
         if not self._closed:
@@ -126,29 +133,74 @@ class Transport:
         if not self._closed:
             self._loop.remove_writer(self._sock)
 
+    def deliver_early(self, kind: type[FrontendMessage]) -> bool:
+        """Take what waits on the socket and deliver the messages of ``kind`` now, out of turn.
+
+        The others, and the end of the connection, are delivered as ever, by the event loop. Returns
+        whether there was any.
+        """
+        if self._closed:
+            return False
+        self._receive()
+        early = [item for item in self._ready if isinstance(item[0], kind)]
+        self._ready = deque(item for item in self._ready if not isinstance(item[0], kind))
+        for message, fds in early:
+            if self._ended:
+                close_fds(fds)
+            else:
+                self._hand_over(message, fds)
+        if self._ready or self._ended:
+            # The socket need not become readable again for these.
+            self._loop.call_soon(self._deliver)
+        return bool(early)
+
     def _readable(self) -> None:
+        self._receive()
+        self._deliver()
+
+    def _receive(self) -> None:
+        """Read once, and split what is there into messages."""
         try:
             data, fds, _, _ = socket.recv_fds(self._sock, _READ_SIZE, _MAX_FDS)
         except BlockingIOError:
             return
         except OSError as error:
-            self._fail(error)
+            self._end(error)
             return
         self._inbox_fds.extend(fds)
-        if len(self._inbox_fds) > _MAX_FDS:
-            self._fail(ProtocolError("descriptors came that no message asks for"))
-            return
-        if not data:
-            self._fail(ProtocolError("closed in mid-message") if self._inbox else None)
-            return
-        self._inbox += data
-        try:
-            self._deliver()
-        except ProtocolError as error:
-            self._fail(error)
+        if len(self._inbox_fds) > _MAX_WAITING_FDS:
+            self._end(ProtocolError("descriptors came that no message asks for"))
+        elif not data:
+            self._end(ProtocolError("closed in mid-message") if self._inbox else None)
+        else:
+            self._inbox += data
+            try:
+                self._split()
+            except ProtocolError as error:
+                self._end(error)
+
+    def _end(self, error: Exception | None) -> None:
+        """Note that nothing more comes; the first reason counts."""
+        if not self._ended:
+            self._ended = True
+            self._error = error
 
     def _deliver(self) -> None:
-        while not self._closed:
+        while self._ready and not self._closed:
+            self._hand_over(*self._ready.popleft())
+        if self._ended:
+            self._fail(self._error)
+
+    def _hand_over(self, message: FrontendMessage, fds: list[int]) -> None:
+        try:
+            self._receiver.message_received(message, fds)
+        except ProtocolError as error:
+            while self._ready:
+                close_fds(self._ready.popleft()[1])
+            self._end(error)
+
+    def _split(self) -> None:
+        while True:
             if self._header is None:
                 if len(self._inbox) < HEADER_SIZE:
                     return
@@ -167,7 +219,7 @@ class Transport:
                     f"{header.type.name} came with {len(self._inbox_fds)} descriptors, not {wanted}"
                 )
             fds = [self._inbox_fds.popleft() for _ in range(wanted)]
-            self._receiver.message_received(message, fds)
+            self._ready.append((message, fds))
 
 
 def close_fds(fds: list[int]) -> None:

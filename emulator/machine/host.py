@@ -47,7 +47,7 @@ from emulator.kmcl import OfferParams, ServerChannel
 from emulator.link import Post, Region, Session, StateRefused, Status
 from emulator.machine.config import HostConfig
 from emulator.machine.doorbells import add_doorbell, remove_doorbell
-from emulator.memory import GpaError, GuestMemory, PageView, RamRegion
+from emulator.memory import GpaError, GuestMemory, MemoryMapError, PageView, RamRegion
 from emulator.ring import IncomingRing, OutgoingRing
 from emulator.wire.packet import GpaRange
 
@@ -115,7 +115,7 @@ class VmbusHost:
         """Make the host with the devices of ``config``, powered on and offered."""
         self._config = config
         self._session: Session | None = None
-        self._memory: GuestMemory | None = None
+        self._memory = GuestMemory()
         self._deferred: deque[DeferredMessage] = deque()
         self._foreign = 0
         self._pumping = False
@@ -152,12 +152,16 @@ class VmbusHost:
 
     def memory_changed(self, regions: tuple[Region, ...], fds: list[int]) -> None:
         """Map guest RAM. Rings that are open keep the mapping they were made on."""
-        self._memory = GuestMemory.map(
-            [
-                (RamRegion(region.gpa, region.size, region.fd_offset), fd)
-                for region, fd in zip(regions, fds, strict=True)
-            ]
-        )
+        try:
+            self._memory.replace(
+                [
+                    (RamRegion(region.gpa, region.size, region.fd_offset), fd)
+                    for region, fd in zip(regions, fds, strict=True)
+                ]
+            )
+        except MemoryMapError as error:
+            raise ValueError(str(error)) from error
+        log.info("the guest has %d MiB of memory", self._memory.size >> 20)
 
     def reset(self) -> None:
         """Close every channel and forget the guest; offers stay."""
@@ -298,6 +302,7 @@ class VmbusHost:
         if not self._stopped:
             self.stopping(lambda: None)
         self.reset()
+        self._memory.close()
 
     # ChannelPort: what the channels do.
 
@@ -349,18 +354,20 @@ class VmbusHost:
     def gpadl_pages(self, channel: ServerChannel, handle: int) -> PageView:
         """Return the pages of a GPADL of the channel; raises KeyError."""
         ranges = self._slots.by_channel[channel].gpadls[handle]
-        return self._ram.pages([pfn for gpa_range in ranges for pfn in gpa_range.pfns])
+        return self._memory.pages([pfn for gpa_range in ranges for pfn in gpa_range.pfns])
 
     def external_data(self, ranges: tuple[GpaRange, ...]) -> list[memoryview]:
         """Return slices of guest memory for a GPA-direct packet; raises GpaError."""
-        ram = self._ram
-        return [piece for gpa_range in ranges for piece in ram.range(gpa_range)]
+        try:
+            return self._slices(ranges)
+        except GpaError:
+            # The packet came by a doorbell, which may be ahead of the table of new memory.
+            if self._session is None or not self._session.refresh_memory():
+                raise
+        return self._slices(ranges)
 
-    @property
-    def _ram(self) -> GuestMemory:
-        if self._memory is None:
-            raise GpaError(0, 0)
-        return self._memory
+    def _slices(self, ranges: tuple[GpaRange, ...]) -> list[memoryview]:
+        return [piece for gpa_range in ranges for piece in self._memory.range(gpa_range)]
 
     # Effects of the bus.
 
@@ -407,7 +414,7 @@ class VmbusHost:
                 assert_never(effect)
 
     def _rings(self, slot: _Slot, params: OpenParams) -> tuple[IncomingRing, OutgoingRing]:
-        view = self._ram.pages(params.ring_pfns)
+        view = self._memory.pages(params.ring_pfns)
         split = params.downstream_page_offset * PAGE
         if not 2 * PAGE <= split <= len(view) - 2 * PAGE:
             raise GpaError(params.ring_pfns[0] * PAGE, len(view))

@@ -43,22 +43,32 @@ class RamRegion:
     fd_offset: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Mapping:
+    """One region that is mapped; `file` is the identity of the file it is mapped from."""
+
+    region: RamRegion
+    file: tuple[int, int]
+    mapping: mmap.mmap
+    memory: memoryview
+
+    def release(self) -> None:
+        """Unmap, now or with the last slice that is still held."""
+        with contextlib.suppress(BufferError):
+            self.memory.release()
+        with contextlib.suppress(BufferError):
+            self.mapping.close()
+
+
 class GuestMemory:
     """The RAM of one guest, in ascending regions that do not overlap."""
 
-    def __init__(
-        self,
-        regions: Iterable[tuple[RamRegion, mmap.mmap]],
-        view: Callable[[Sequence[memoryview]], PageView],
-    ) -> None:
-        """Use `map`; this takes ownership of mappings that are already made and checked."""
+    def __init__(self, view: Callable[[Sequence[memoryview]], PageView] = page_view) -> None:
+        """Start without any memory; `view` makes the views that `pages` returns."""
         self._view = view
+        self._mapped: list[_Mapping] = []
         self._regions: list[tuple[int, int, memoryview]] = []
-        self._mappings: list[mmap.mmap] = []
-        for region, mapping in regions:
-            self._regions.append((region.gpa, region.gpa + region.size, memoryview(mapping)))
-            self._mappings.append(mapping)
-        self._starts = [start for start, _, _ in self._regions]
+        self._starts: list[int] = []
 
     @classmethod
     def map(
@@ -67,38 +77,50 @@ class GuestMemory:
         *,
         view: Callable[[Sequence[memoryview]], PageView] = page_view,
     ) -> "GuestMemory":
-        """Map each region from its file descriptor, shared and writable.
+        """Map each region from its file descriptor; see `replace`."""
+        memory = cls(view)
+        memory.replace(regions)
+        return memory
 
-        The descriptors stay the caller's, who may close them at once. `view` makes the views that
-        `pages` returns. Raises MemoryMapError if a region is not made of whole pages, overlaps
+    def replace(self, regions: Sequence[tuple[RamRegion, int]]) -> None:
+        """Make `regions` all the memory there is, each mapped shared and writable.
+
+        A region that was there before, of the same file, keeps its mapping. The mapping of one that
+        is gone stays valid for the slices and views that are held, and goes with the last of them.
+        The descriptors stay the caller's, who may close them at once.
+
+        Raises MemoryMapError, and changes nothing, if a region is not made of whole pages, overlaps
         another, or is larger than its file (touching that part would kill the process with SIGBUS).
         """
+        ordered = sorted(regions, key=lambda pair: pair[0].gpa)
         end = 0
-        for region, fd in sorted(regions, key=lambda pair: pair[0].gpa):
+        for region, fd in ordered:
             _check_region(region, fd)
             if region.gpa < end:
                 raise MemoryMapError(f"the region at {region.gpa:#x} overlaps the one below it")
             end = region.gpa + region.size
+        before = {(old.region, old.file): old for old in self._mapped}
         with contextlib.ExitStack() as undo:
-            mapped: list[tuple[RamRegion, mmap.mmap]] = []
-            for region, fd in sorted(regions, key=lambda pair: pair[0].gpa):
-                try:
-                    mapping = mmap.mmap(
-                        fd,
-                        region.size,
-                        flags=mmap.MAP_SHARED,
-                        prot=mmap.PROT_READ | mmap.PROT_WRITE,
-                        offset=region.fd_offset,
-                    )
-                except (OSError, ValueError) as error:
-                    raise MemoryMapError(
-                        f"the region at {region.gpa:#x} cannot be mapped, shared and writable: "
-                        f"{error}"
-                    ) from error
-                undo.callback(mapping.close)
-                mapped.append((region, mapping))
+            mapped: list[_Mapping] = []
+            for region, fd in ordered:
+                # While it is mapped, no other file can have this identity.
+                file = _identity(fd)
+                kept = before.pop((region, file), None)
+                if kept is None:
+                    kept = _map_region(region, fd, file)
+                    undo.callback(kept.release)
+                mapped.append(kept)
             undo.pop_all()
-        return cls(mapped, view)
+        self._take(mapped)
+        for gone in before.values():
+            gone.release()
+
+    def _take(self, mapped: list[_Mapping]) -> None:
+        self._mapped = mapped
+        self._regions = [
+            (each.region.gpa, each.region.gpa + each.region.size, each.memory) for each in mapped
+        ]
+        self._starts = [start for start, _, _ in self._regions]
 
     @property
     def size(self) -> int:
@@ -112,14 +134,10 @@ class GuestMemory:
         still held, by an open ring or a transfer under way, goes away with the last of them and
         stays valid until then.
         """
-        regions, self._regions, self._starts = self._regions, [], []
-        mappings, self._mappings = self._mappings, []
-        for _, _, memory in regions:
-            with contextlib.suppress(BufferError):
-                memory.release()
-        for mapping in mappings:
-            with contextlib.suppress(BufferError):
-                mapping.close()
+        mapped = self._mapped
+        self._take([])
+        for each in mapped:
+            each.release()
 
     def slices(self, gpa: int, length: int) -> list[memoryview]:
         """Return the memory itself, without a copy: one piece for each region touched, in order.
@@ -199,6 +217,34 @@ def _check_region(region: RamRegion, fd: int) -> None:
         raise MemoryMapError(
             f"{name} ends {region.fd_offset + region.size:#x} bytes into a file of {file_size:#x}"
         )
+
+
+def _identity(fd: int) -> tuple[int, int]:
+    status = os.fstat(fd)
+    return status.st_dev, status.st_ino
+
+
+def _map_region(region: RamRegion, fd: int, file: tuple[int, int]) -> _Mapping:
+    # A file of huge pages can be mapped and unmapped in whole ones only, and its block is one. A
+    # region need not begin or end with one: the hole below 4 GiB cuts where it likes.
+    status = os.fstat(fd)
+    block = max(status.st_blksize, PAGE_SIZE)
+    start = region.fd_offset // block * block
+    skip = region.fd_offset - start
+    length = min(-(-(skip + region.size) // block) * block, status.st_size - start)
+    try:
+        mapping = mmap.mmap(
+            fd,
+            length,
+            flags=mmap.MAP_SHARED,
+            prot=mmap.PROT_READ | mmap.PROT_WRITE,
+            offset=start,
+        )
+    except (OSError, ValueError) as error:
+        raise MemoryMapError(
+            f"the region at {region.gpa:#x} cannot be mapped, shared and writable: {error}"
+        ) from error
+    return _Mapping(region, file, mapping, memoryview(mapping)[skip : skip + region.size])
 
 
 def _runs(pfns: Iterable[int]) -> list[tuple[int, int]]:

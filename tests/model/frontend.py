@@ -64,9 +64,14 @@ class ModelFrontend:
 
     def hello(self) -> None:
         self.send(HELLO, struct.pack("<IIQII", 1, 2, 1, 8, self.post_window))
-        table = struct.pack("<II", 1, 0) + struct.pack("<QQQ", 0, self.ram_size, 0)
-        self.send(MEM_TABLE, table, fds=(self.ram,))
+        self.mem_table((0, self.ram_size, 0, self.ram))
         self.reset()
+
+    def mem_table(self, *regions: tuple[int, int, int, int]) -> None:
+        """Send a table of (gpa, size, fd_offset, fd)."""
+        table = struct.pack("<II", len(regions), 0)
+        table += b"".join(struct.pack("<QQQ", *region[:3]) for region in regions)
+        self.send(MEM_TABLE, table, fds=tuple(region[3] for region in regions))
 
     def reset(self) -> None:
         self.epoch += 1

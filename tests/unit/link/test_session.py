@@ -33,8 +33,11 @@ class Handler:
         self.lost: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
 
     def memory_changed(self, regions: tuple[Region, ...], fds: list[int]) -> None:
+        if self.refuse:
+            raise ValueError(self.refuse)
+        assert [os.fstat(fd).st_size for fd in fds] == [region.size for region in regions]
         self.regions = regions
-        assert os.fstat(fds[0]).st_size == regions[0].size
+        self.events.append("memory")
 
     def reset(self) -> None:
         self.events.append("reset")
@@ -98,7 +101,77 @@ async def test_handshake_maps_memory_and_acknowledges_each_epoch(rig: Rig) -> No
     rig.frontend.reset()
     assert (await rig.frontend.expect(fe.RESET_DONE)).words == (2,)
     assert rig.handler.regions == (Region(0, rig.frontend.ram_size, 0),)
-    assert rig.handler.events == ["reset", "reset"]
+    assert rig.handler.events == ["memory", "reset", "reset"]
+
+
+def _dimm(size: int) -> int:
+    fd = os.memfd_create("dimm")
+    os.ftruncate(fd, size)
+    return fd
+
+
+async def test_memory_comes_and_goes_while_the_guest_runs(rig: Rig) -> None:
+    await rig.frontend.handshake()
+    rig.frontend.send(fe.RESUME)
+    ram = (0, rig.frontend.ram_size, 0, rig.frontend.ram)
+    dimm = _dimm(8192)
+    rig.frontend.mem_table(ram, (1 << 32, 8192, 0, dimm))
+    assert (await rig.frontend.expect(fe.MEM_TABLE_DONE)).words == (0,)
+    assert rig.handler.regions[1] == Region(1 << 32, 8192, 0)
+    rig.frontend.mem_table(ram)
+    assert (await rig.frontend.expect(fe.MEM_TABLE_DONE)).words == (0,)
+    assert rig.handler.regions == (Region(*ram[:3]),)
+    assert rig.handler.events == ["memory", "reset", "resumed", "memory", "memory"]
+    os.close(dimm)
+
+
+async def test_as_many_regions_as_the_protocol_allows(rig: Rig) -> None:
+    await rig.frontend.handshake()
+    dimms = [_dimm(4096) for _ in range(65)]
+    table = [(number << 20, 4096, 0, fd) for number, fd in enumerate(dimms)]
+    rig.frontend.mem_table(*table[:64])
+    assert (await rig.frontend.expect(fe.MEM_TABLE_DONE)).words == (0,)
+    assert len(rig.handler.regions) == 64
+    rig.frontend.mem_table(*table)
+    assert isinstance(await rig.handler.lost, ProtocolError)
+    for fd in dimms:
+        os.close(fd)
+
+
+async def test_memory_that_cannot_be_mapped_is_said_and_ends_the_connection(rig: Rig) -> None:
+    await rig.frontend.handshake()
+    rig.handler.refuse = "no such thing"
+    rig.frontend.mem_table((0, rig.frontend.ram_size, 0, rig.frontend.ram))
+    assert isinstance(await rig.handler.lost, ProtocolError)
+
+
+async def test_a_table_that_waits_is_taken_ahead_of_what_came_before_it(rig: Rig) -> None:
+    await rig.frontend.handshake()
+    dimm = _dimm(4096)
+    assert not rig.session.refresh_memory()
+    # Nothing is read in between: a doorbell that overtakes the socket looks like this.
+    rig.frontend.guest_message(b"first")
+    rig.frontend.mem_table((1 << 32, 4096, 0, dimm))
+    rig.frontend.guest_message(b"last")
+    assert rig.session.refresh_memory()
+    assert rig.handler.events == ["memory", "reset", "memory"]
+    assert rig.handler.regions == (Region(1 << 32, 4096, 0),)
+    rig.frontend.reset()
+    assert (await rig.frontend.expect(fe.MEM_TABLE_DONE)).words == (0,)
+    await rig.frontend.expect(fe.RESET_DONE)
+    assert rig.handler.events[3:] == [(4, b"first"), (4, b"last"), "reset"]
+    os.close(dimm)
+
+
+async def test_the_end_of_the_connection_is_not_told_while_memory_is_looked_for(rig: Rig) -> None:
+    await rig.frontend.handshake()
+    rig.frontend.guest_message(b"first")
+    rig.frontend._sock.close()
+    assert not rig.session.refresh_memory()
+    assert not rig.session.refresh_memory()
+    assert not rig.handler.lost.done()
+    assert await rig.handler.lost is None
+    assert rig.handler.events[-1] == (4, b"first")
 
 
 async def test_guest_messages_arrive_and_are_credited(rig: Rig) -> None:
@@ -107,7 +180,7 @@ async def test_guest_messages_arrive_and_are_credited(rig: Rig) -> None:
     rig.frontend.guest_message(b"", connection_id=1)
     rig.frontend.reset()
     await rig.frontend.expect(fe.RESET_DONE)
-    assert rig.handler.events[1:] == [(4, b"payload"), (1, b""), "reset"]
+    assert rig.handler.events[2:] == [(4, b"payload"), (1, b""), "reset"]
     rig.session.credit(2)
     assert (await rig.frontend.expect(fe.GUEST_MESSAGE_DONE)).words == (2,)
 
@@ -283,6 +356,6 @@ async def test_messages_may_arrive_in_pieces_of_any_size(size: int) -> None:
         rig.frontend.send_raw(stream[start : start + size])
     rig.frontend.reset()
     await rig.frontend.expect(fe.RESET_DONE)
-    assert rig.handler.events[1:6] == [(1, bytes(number)) for number in range(5)]
+    assert rig.handler.events[2:7] == [(1, bytes(number)) for number in range(5)]
     rig.session.close()
     rig.frontend.close()

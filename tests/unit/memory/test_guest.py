@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import gc
+import mmap
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -259,3 +260,94 @@ def test_an_unused_mapping_goes_at_once() -> None:
     assert mappings_of("ram-unused") == 1
     ram.close()
     assert mappings_of("ram-unused") == 0
+
+
+def test_a_new_table_keeps_what_stays_and_views_of_what_is_gone(ram: GuestMemory, fd: int) -> None:
+    low = (RamRegion(0, LOW, 0), fd)
+    dimm = os.memfd_create("dimm")
+    os.write(dimm, b"D" * PAGE)
+    view = ram.pages([HIGH // PAGE])
+    before = ram.slices(0, 1)[0]
+    ram.replace([low, (RamRegion(2 * HIGH, PAGE, 0), dimm)])
+    assert ram.size == LOW + PAGE
+    assert ram.read(2 * HIGH, 4) == b"DDDD"
+    # The same mapping, not one more of the same file.
+    assert before.obj is ram.slices(0, 1)[0].obj
+    with pytest.raises(GpaError):
+        ram.read(HIGH, 1)
+    view.write(0, b"still there")
+    assert os.pread(fd, 11, 16 * PAGE) == b"still there"
+    os.close(dimm)
+
+
+def test_other_memory_at_the_same_address_is_mapped_anew(ram: GuestMemory, fd: int) -> None:
+    for content in (b"1", b"2"):
+        dimm = os.memfd_create("dimm")
+        os.write(dimm, content * PAGE)
+        ram.replace([(RamRegion(0, PAGE, 0), dimm)])
+        os.close(dimm)
+        assert ram.read(0, 1) == content
+    ram.replace([(RamRegion(0, PAGE, 0), fd)])
+    ram.replace([(RamRegion(0, PAGE, PAGE), fd)])
+    assert ram.read(0, 1) == b"\x01"
+
+
+def test_a_table_that_is_refused_changes_nothing(ram: GuestMemory, fd: int) -> None:
+    with pytest.raises(MemoryMapError):
+        ram.replace([(RamRegion(0, PAGE, 0), fd), (RamRegion(HIGH, PAGE, 32 * PAGE), fd)])
+    assert ram.size == 32 * PAGE
+    assert ram.read(HIGH, 1) == b"\x10"
+
+
+def test_regions_may_begin_and_end_within_a_block(fd: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file of huge pages names their size as its block, and can be mapped in whole ones only."""
+    fstat = os.fstat
+    block = 16 * PAGE
+
+    def of_huge_pages(number: int) -> os.stat_result:
+        status = list(fstat(number))
+        extra = {"st_blksize": block}
+        return os.stat_result(status, extra)
+
+    mapped: list[tuple[int, int]] = []
+    real = mmap.mmap
+
+    def only_whole(number: int, length: int, *, offset: int, **rest: int) -> mmap.mmap:
+        assert length % block == offset % block == 0
+        mapped.append((offset, length))
+        return real(number, length, offset=offset, **rest)
+
+    monkeypatch.setattr(os, "fstat", of_huge_pages)
+    monkeypatch.setattr("emulator.memory.guest.mmap.mmap", only_whole)
+    memory = GuestMemory.map(
+        [(RamRegion(0, 9 * PAGE, 0), fd), (RamRegion(HIGH, 23 * PAGE, 9 * PAGE), fd)]
+    )
+    assert mapped == [(0, 16 * PAGE), (0, 32 * PAGE)]
+    assert memory.read(8 * PAGE, 1) == b"\x08"
+    assert memory.read(HIGH, 1) == b"\x09"
+    assert memory.read(HIGH + 22 * PAGE, 1) == b"\x1f"
+    for gpa in (9 * PAGE, HIGH + 23 * PAGE):
+        with pytest.raises(GpaError):
+            memory.read(gpa, 1)
+    memory.close()
+
+
+def test_a_file_of_huge_pages() -> None:
+    """With the real thing, where the machine has some to spare."""
+    huge = 2 << 20
+    fd = os.memfd_create("huge", os.MFD_HUGETLB | os.MFD_HUGE_2MB)
+    os.ftruncate(fd, 2 * huge)
+    cut = huge // 2
+    try:
+        memory = GuestMemory.map(
+            [(RamRegion(0, cut, 0), fd), (RamRegion(HIGH, 2 * huge - cut, cut), fd)]
+        )
+    except MemoryMapError as error:
+        pytest.skip(f"this machine has no huge pages: {error}")
+    finally:
+        os.close(fd)
+    memory.write(cut - 2, b"ab")
+    memory.write(HIGH, b"cd")
+    memory.write(HIGH + 2 * huge - cut - 1, b"e")
+    assert memory.read(cut - 2, 2) + memory.read(HIGH, 2) == b"abcd"
+    memory.close()
