@@ -212,6 +212,23 @@ class VirtualMachine:
         names = {key.replace("_", "-"): value for key, value in arguments.items()}
         return await self.watch(self._qmp.execute(command, names or None))
 
+    async def plug_dimm(self, size_mib: int) -> None:
+        """Plug a DIMM into the running machine; a snapshot is of a machine that has it.
+
+        Raises qemu.qmp's ExecuteError with QEMU's reason.
+        """
+        number = len(self.config.dimms)
+        config = msgspec.structs.replace(self.config, dimms=(*self.config.dimms, size_mib))
+        await self.qmp(
+            "object-add",
+            qom_type="memory-backend-memfd",
+            id=f"dimm{number}",
+            size=size_mib << 20,
+            share=True,
+        )
+        await self.qmp("device_add", driver="pc-dimm", id=f"slot{number}", memdev=f"dimm{number}")
+        self.config = config
+
     async def control(self, command: str, **args: Any) -> Any:
         """Run a command of the backend; raises ControlError or :class:`ProcessDied`."""
         if self._control is None:
