@@ -64,6 +64,8 @@ def _runner(host: VmbusHost) -> Any:
             "connected": host.connected,
             "channels": [str(channel) for channel in host.bus.channels()],
             "guest_errors": list(host.guest_errors),
+            "memory": host.memory_regions(),
+            "rings": host.rings(),
             "peak_private_kib": peak_private_kib(),
         }
 

@@ -32,8 +32,11 @@ class Accel(StrEnum):
 
 
 class MachineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One VM. ``memory_mib`` is guest RAM in MiB; ``append`` goes to the kernel's command line,
-    ``qemu_args`` are further arguments of QEMU, for what has no field here.
+    """One VM. ``memory_mib`` is guest RAM in MiB; ``append`` goes to the kernel's command line.
+
+    ``dimms`` are the sizes in MiB of DIMMs that are in the machine beside it, and ``dimm_slots``
+    how many there can be, up to ``max_memory_mib`` of memory in all. ``qemu_args`` are further
+    arguments of QEMU, for what has no field here.
     """
 
     name: str
@@ -46,6 +49,9 @@ class MachineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     devices: tuple[DeviceConfig, ...] = ()
     vmbus: bool = True
     qemu_args: tuple[str, ...] = ()
+    dimms: tuple[int, ...] = ()
+    dimm_slots: int = 0
+    max_memory_mib: int = 0
 
     def __post_init__(self) -> None:
         """Refuse values QEMU would refuse with less clear words."""
@@ -53,6 +59,16 @@ class MachineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError(f"smp must be 1 to 64, not {self.smp}")
         if not 64 <= self.memory_mib <= 1 << 20:
             raise ValueError(f"memory must be 64 MiB to 1 TiB, not {self.memory_mib} MiB")
+        if not len(self.dimms) <= self.dimm_slots <= 256:
+            raise ValueError(
+                f"{len(self.dimms)} DIMMs do not fit {self.dimm_slots} slots (0 to 256)"
+            )
+        if any(size <= 0 or size % 128 for size in self.dimms):
+            raise ValueError("a DIMM must have a multiple of 128 MiB")
+        if self.dimm_slots and self.max_memory_mib < self.memory_mib + sum(self.dimms):
+            raise ValueError(
+                f"max_memory_mib {self.max_memory_mib} is less than the memory there is"
+            )
         names = [device.name for device in self.devices]
         if len(set(names)) != len(names):
             raise ValueError(f"device names must differ: {', '.join(names)}")

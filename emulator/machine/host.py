@@ -148,6 +148,18 @@ class VmbusHost:
         """The bus, for inspection."""
         return self._bus
 
+    def memory_regions(self) -> list[tuple[int, int]]:
+        """Return address and size of each region of the guest's memory."""
+        return self._memory.regions
+
+    def rings(self) -> dict[str, int]:
+        """Return the guest-physical address of the first page of each open channel's rings."""
+        return {
+            str(slot.key): slot.params.ring_pfns[0] * PAGE
+            for slot in self._slots.values()
+            if slot.params is not None
+        }
+
     # SessionHandler: what the frontend does.
 
     def memory_changed(self, regions: tuple[Region, ...], fds: list[int]) -> None:

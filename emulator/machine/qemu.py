@@ -145,6 +145,12 @@ def _kvm_lacks() -> str:
         return kvm.device_problem(error, _KVM)
 
 
+def _memory(config: MachineConfig) -> str:
+    if not config.dimm_slots:
+        return f"{config.memory_mib}M"
+    return f"{config.memory_mib}M,slots={config.dimm_slots},maxmem={config.max_memory_mib}M"
+
+
 def command_line(
     qemu: Path, config: MachineConfig, sockets: Sockets, *, accel: Accel, incoming: bool
 ) -> list[str]:
@@ -161,7 +167,7 @@ def command_line(
         "-smp",
         str(config.smp),
         "-m",
-        f"{config.memory_mib}M",
+        _memory(config),
         "-object",
         f"memory-backend-memfd,id=ram,size={config.memory_mib}M,share=on",
         "-kernel",
@@ -179,6 +185,13 @@ def command_line(
         "-mon",
         "chardev=qmp,mode=control",
     ]
+    for number, size in enumerate(config.dimms):
+        args += [
+            "-object",
+            f"memory-backend-memfd,id=dimm{number},size={size}M,share=on",
+            "-device",
+            f"pc-dimm,id=slot{number},memdev=dimm{number}",
+        ]
     if config.vmbus:
         args += [
             "-chardev",

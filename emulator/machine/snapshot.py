@@ -49,11 +49,24 @@ class Machine(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     accel: Accel
     vmbus: bool
     devices: tuple[DeviceConfig, ...]
+    dimms: tuple[int, ...] = ()
+    dimm_slots: int = 0
+    max_memory_mib: int = 0
 
     @classmethod
     def of(cls, config: MachineConfig, accel: Accel) -> Machine:
         """Take from a configuration what a snapshot depends on; ``accel`` is the one in use."""
-        return cls(config.name, config.smp, config.memory_mib, accel, config.vmbus, config.devices)
+        return cls(
+            config.name,
+            config.smp,
+            config.memory_mib,
+            accel,
+            config.vmbus,
+            config.devices,
+            config.dimms,
+            config.dimm_slots,
+            config.max_memory_mib,
+        )
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

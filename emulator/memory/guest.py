@@ -127,6 +127,11 @@ class GuestMemory:
         """Bytes of RAM in all regions; 0 after `close`."""
         return sum(end - start for start, end, _ in self._regions)
 
+    @property
+    def regions(self) -> list[tuple[int, int]]:
+        """Address and size of each region, in ascending order."""
+        return [(start, end - start) for start, end, _ in self._regions]
+
     def close(self) -> None:
         """Let go of the memory; may be called twice.
 
