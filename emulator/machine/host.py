@@ -156,7 +156,7 @@ class VmbusHost:
         """Return the guest-physical address of the first page of each open channel's rings."""
         return {
             str(slot.key): slot.params.ring_pfns[0] * PAGE
-            for slot in self._slots.values()
+            for slot in self._slots.by_key.values()
             if slot.params is not None
         }
 
