@@ -291,6 +291,8 @@ class Session:
 
     def _stop(self, eventfd: int) -> None:
         self._running = False
+        # No post may follow the answer, and some may wait for the end of this batch.
+        self._transport.flush()
 
         def stopped() -> None:
             os.eventfd_write(eventfd, 1)

@@ -4,7 +4,9 @@
 Descriptors arrive with some byte of the stream, not with a message. Since each message type
 carries a fixed number of them, a queue of received descriptors and the order of messages pair the
 two again. Each outgoing message with descriptors is one ``sendmsg``: QEMU's chardev takes the
-descriptors that came with the first bytes of a header and closes any it did not expect.
+descriptors that came with the first bytes of a header and closes any it did not expect. Messages
+without descriptors that are sent while messages are being received leave together, in one call: the
+frontend then wakes up once for all of them.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from __future__ import annotations
 import array
 import asyncio
 import contextlib
+import itertools
 import os
 import socket
 from collections import deque
@@ -34,6 +37,9 @@ _READ_SIZE: Final = 65_536
 _MAX_FDS: Final = 253
 """What Linux passes at most with one message (unix(7): SCM_MAX_FD)."""
 _MAX_WAITING_FDS: Final = 2 * _MAX_FDS
+_ANCILLARY_SIZE: Final = socket.CMSG_LEN(_MAX_FDS * array.array("i").itemsize)
+_MAX_TOGETHER: Final = 64
+"""Messages in one ``sendmsg``; the kernel takes 1024 (IOV_MAX)."""
 _MAX_QUEUED: Final = 16 * 1024 * 1024
 
 
@@ -56,15 +62,16 @@ class Transport:
         self._sock = sock
         self._receiver = receiver
         self._loop = asyncio.get_running_loop()
-        self._inbox = bytearray()
+        self._inbox = b""
         self._inbox_fds: deque[int] = deque()
-        self._header: Header | None = None
         self._ready: deque[tuple[FrontendMessage, list[int]]] = deque()
         self._outbox: deque[tuple[memoryview, tuple[int, ...], Callable[[], None] | None]] = deque()
         self._queued = 0
         self._closed = False
         self._ended = False
         self._error: Exception | None = None
+        self._delivering = False
+        self._writing = False
         self._loop.add_reader(sock, self._readable)
 
     def send(
@@ -84,8 +91,8 @@ class Transport:
             self._fail(ProtocolError("the frontend has stopped reading; giving up on it"))
             return
         self._outbox.append((data, fds, sent))
-        if len(self._outbox) == 1:
-            self._flush()
+        if not self._delivering and not self._writing:
+            self.flush()
 
     def close(self) -> None:
         """Close the connection without telling the receiver; idempotent."""
@@ -109,29 +116,53 @@ class Transport:
             self.close()
             self._receiver.connection_lost(error)
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
+        """Send what is queued; if the socket takes no more, go on when it does."""
         while self._outbox:
-            data, fds, sent = self._outbox[0]
+            _, fds, _ = self._outbox[0]
             ancillary = (
                 [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
             )
             try:
-                count = self._sock.sendmsg([data], ancillary, socket.MSG_NOSIGNAL)
+                count = self._sock.sendmsg(self._together(), ancillary, socket.MSG_NOSIGNAL)
             except BlockingIOError:
-                self._loop.add_writer(self._sock, self._flush)
+                if not self._writing:
+                    self._writing = True
+                    self._loop.add_writer(self._sock, self.flush)
                 return
             except OSError as error:
                 self._fail(error)
                 return
-            self._queued -= count
+            self._sent(count)
+        if self._writing and not self._closed:
+            self._writing = False
+            self._loop.remove_writer(self._sock)
+
+    def _together(self) -> list[memoryview]:
+        """Return the first message, and those that may follow it in the same ``sendmsg``."""
+        first, fds, _ = self._outbox[0]
+        parts = [first]
+        if fds:
+            # Alone: the receiver may take them for those of the last message that it reads.
+            return parts
+        for data, fds, _ in itertools.islice(self._outbox, 1, _MAX_TOGETHER):
+            if fds:
+                break
+            parts.append(data)
+        return parts
+
+    def _sent(self, count: int) -> None:
+        """Take ``count`` bytes off the queue; descriptors have left with the first of them."""
+        self._queued -= count
+        while count:
+            data, _, sent = self._outbox[0]
             if count < len(data):
                 self._outbox[0] = (data[count:], (), sent)
-                continue
+                return
+            count -= len(data)
             self._outbox.popleft()
             if sent is not None:
                 sent()
-        if not self._closed:
-            self._loop.remove_writer(self._sock)
 
     def deliver_early(self, kind: type[FrontendMessage]) -> bool:
         """Take what waits on the socket and deliver the messages of ``kind`` now, out of turn.
@@ -161,13 +192,17 @@ class Transport:
     def _receive(self) -> None:
         """Read once, and split what is there into messages."""
         try:
-            data, fds, _, _ = socket.recv_fds(self._sock, _READ_SIZE, _MAX_FDS)
+            data, ancillary, _, _ = self._sock.recvmsg(_READ_SIZE, _ANCILLARY_SIZE)
         except BlockingIOError:
             return
         except OSError as error:
             self._end(error)
             return
-        self._inbox_fds.extend(fds)
+        for level, kind, content in ancillary:
+            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                fds = array.array("i")
+                fds.frombytes(content[: len(content) - len(content) % fds.itemsize])
+                self._inbox_fds.extend(fds)
         if len(self._inbox_fds) > _MAX_WAITING_FDS:
             self._end(ProtocolError("descriptors came that no message asks for"))
         elif not data:
@@ -186,10 +221,17 @@ class Transport:
             self._error = error
 
     def _deliver(self) -> None:
-        while self._ready and not self._closed:
-            self._hand_over(*self._ready.popleft())
+        """Hand over all that is ready; what is sent meanwhile leaves together."""
+        self._delivering = True
+        try:
+            while self._ready and not self._closed:
+                self._hand_over(*self._ready.popleft())
+        finally:
+            self._delivering = False
         if self._ended:
             self._fail(self._error)
+        elif self._outbox and not self._writing:
+            self.flush()
 
     def _hand_over(self, message: FrontendMessage, fds: list[int]) -> None:
         try:
@@ -200,26 +242,30 @@ class Transport:
             self._end(error)
 
     def _split(self) -> None:
-        while True:
-            if self._header is None:
-                if len(self._inbox) < HEADER_SIZE:
+        """Make messages of the inbox, with their descriptors."""
+        position = 0
+        try:
+            while True:
+                body = position + HEADER_SIZE
+                if len(self._inbox) < body:
                     return
-                self._header = parse_header(bytes(self._inbox[:HEADER_SIZE]))
-                del self._inbox[:HEADER_SIZE]
-            header = self._header
-            if len(self._inbox) < header.size:
-                return
-            body = bytes(self._inbox[: header.size])
-            del self._inbox[: header.size]
-            self._header = None
-            message = parse(header, body)
-            wanted = fd_count(header, body)
-            if len(self._inbox_fds) < wanted:
-                raise ProtocolError(
-                    f"{header.type.name} came with {len(self._inbox_fds)} descriptors, not {wanted}"
-                )
-            fds = [self._inbox_fds.popleft() for _ in range(wanted)]
-            self._ready.append((message, fds))
+                header = parse_header(self._inbox[position:body])
+                end = body + header.size
+                if len(self._inbox) < end:
+                    return
+                position = end
+                self._ready.append(self._parse(header, self._inbox[body:end]))
+        finally:
+            self._inbox = self._inbox[position:]
+
+    def _parse(self, header: Header, body: bytes) -> tuple[FrontendMessage, list[int]]:
+        message = parse(header, body)
+        wanted = fd_count(header, body)
+        if len(self._inbox_fds) < wanted:
+            raise ProtocolError(
+                f"{header.type.name} came with {len(self._inbox_fds)} descriptors, not {wanted}"
+            )
+        return message, [self._inbox_fds.popleft() for _ in range(wanted)] if wanted else []
 
 
 def close_fds(fds: list[int]) -> None:

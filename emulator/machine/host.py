@@ -196,12 +196,13 @@ class VmbusHost:
         while self._deferred and self._session and len(self._session.posts) < _POST_LIMIT:
             message = self._deferred.popleft()
             self._bus.guest_message(message.connection_id, message.payload)
+            # The answers first: the guest waits for them.
+            self._pump()
             if self._foreign:
                 # Came with the snapshot: it is not of this frontend's window.
                 self._foreign -= 1
-            else:
+            elif self._session is not None:
                 self._session.credit()
-            self._pump()
 
     def resumed(self) -> None:
         """Run the devices."""

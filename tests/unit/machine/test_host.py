@@ -55,8 +55,9 @@ REQUEST_OFFERS = struct.pack("<II", 3, 0)
 async def test_a_guest_is_answered_on_its_sint(rig: Rig) -> None:
     rig.frontend.send(fe.RESUME)
     rig.frontend.guest_message(contact())
-    assert (await rig.frontend.expect(fe.GUEST_MESSAGE_DONE)).words == (1,)
+    # The answer first: the guest waits for it.
     post = await rig.frontend.expect(fe.POST_MESSAGE)
+    assert (await rig.frontend.expect(fe.GUEST_MESSAGE_DONE)).words == (1,)
     vp, sint, kind, size = post.words[:4]
     assert (vp, sint, kind, size) == (0, 2, 1, 16)
     # VersionResponse: supported, state 0, and the connection id to post on.
@@ -115,6 +116,7 @@ async def test_guest_messages_not_yet_heard_are_saved_and_not_credited_twice(rig
         post = await other.frontend.expect(fe.POST_MESSAGE)
         other.frontend.status(fe.POST_STATUS, post.cookie)
     other.frontend.guest_message(contact())
+    await other.frontend.expect(fe.POST_MESSAGE)
     await other.frontend.expect(fe.GUEST_MESSAGE_DONE)
     other.close()
 
@@ -137,8 +139,8 @@ async def test_a_state_of_another_machine_is_refused_with_all_differences(rig: R
     # It goes on as before: the refused state has changed nothing.
     other.frontend.send(fe.RESUME)
     other.frontend.guest_message(contact())
-    await other.frontend.expect(fe.GUEST_MESSAGE_DONE)
     await other.frontend.expect(fe.POST_MESSAGE)
+    await other.frontend.expect(fe.GUEST_MESSAGE_DONE)
     other.close()
 
 
