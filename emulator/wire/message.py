@@ -9,8 +9,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass, fields
 from enum import IntEnum
-from typing import Any, ClassVar, Final, TypeVar
-from uuid import UUID
+from typing import Any, ClassVar, Final, NamedTuple, TypeVar
 
 from emulator.wire.guid import guid_from_wire, guid_to_wire
 from emulator.wire.version import Version
@@ -87,14 +86,11 @@ class Message:
 
     def pack(self) -> bytes:
         """Encode with the header."""
-        values: list[Any] = []
-        tail = b""
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.name == "tail":
-                tail = value
-            else:
-                values.append(guid_to_wire(value) if isinstance(value, UUID) else value)
+        shape = _shape(type(self))
+        values: list[Any] = [getattr(self, name) for name in shape.names]
+        tail = values.pop() if shape.tail else b""
+        for index in shape.guids:
+            values[index] = guid_to_wire(values[index])
         return HEADER.pack(self.TYPE, 0) + self.LAYOUT.pack(*values) + tail
 
     @classmethod
@@ -104,12 +100,35 @@ class Message:
             raise MalformedMessage(
                 f"{cls.TYPE.name} needs {cls.LAYOUT.size} bytes of body, not {len(body)}"
             )
-        unpacked = iter(cls.LAYOUT.unpack_from(body))
-        values: dict[str, Any] = {}
-        for field in fields(cls):
-            if field.name == "tail":
-                values["tail"] = body[cls.LAYOUT.size :]
-                continue
-            value = next(unpacked)
-            values[field.name] = guid_from_wire(value) if field.type == "UUID" else value
-        return cls(**values)
+        shape = _shape(cls)
+        values: list[Any] = list(cls.LAYOUT.unpack_from(body))
+        for index in shape.guids:
+            values[index] = guid_from_wire(values[index])
+        if shape.tail:
+            values.append(body[cls.LAYOUT.size :])
+        return cls(*values)
+
+
+class _Shape(NamedTuple):
+    """What the fields of a message are: found once for each type of message, not for each one."""
+
+    names: tuple[str, ...]
+    guids: tuple[int, ...]
+    """Indices of the UUID fields."""
+    tail: bool
+    """The last field takes what follows the fixed part."""
+
+
+_SHAPES: Final[dict[type[Message], _Shape]] = {}
+
+
+def _shape(form: type[Message]) -> _Shape:
+    shape = _SHAPES.get(form)
+    if shape is None:
+        found = fields(form)
+        shape = _SHAPES[form] = _Shape(
+            tuple(field.name for field in found),
+            tuple(index for index, field in enumerate(found) if field.type == "UUID"),
+            bool(found) and found[-1].name == "tail",
+        )
+    return shape
