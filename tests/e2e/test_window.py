@@ -18,9 +18,10 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
+from tests.e2e.guest_program import build
 from tests.fuzz.actions import Answer, Connect, Order
 from tests.fuzz.backend import Memory
-from tests.fuzz.bare import bare, build
+from tests.fuzz.bare import bare
 from tests.fuzz.player import Player
 from tests.fuzz.protocol import POST_WINDOW
 from tests.fuzz.target import Target

@@ -142,6 +142,10 @@ class Limit(msgspec.Struct, tag="limit", frozen=True):
     spare: int | None
 
 
+class Tick(msgspec.Struct, tag="tick", frozen=True):
+    """The guest has to run on, whatever the backend is doing; the machine has to be running."""
+
+
 Action = (
     Connect
     | Send
@@ -157,6 +161,7 @@ Action = (
     | Order
     | Reported
     | Limit
+    | Tick
 )
 
 

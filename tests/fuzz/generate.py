@@ -364,6 +364,7 @@ def stop_without_an_answer(rng: random.Random, vcpus: int) -> list[a.Action]:
         a.Order("migrate", failure="save: not stopped"),
         a.Fire(0, 3),
         a.Order("cont"),
+        a.Tick(),
         a.Answer(),
         a.Order("stop"),
         a.Order("migrate"),
@@ -553,9 +554,11 @@ def flood_without_reading(rng: random.Random, vcpus: int) -> list[a.Action]:
         *_registrations(),
         a.Read(False),
         a.Flood(p.frame(kind, body).hex(), 60_000),
+        a.Tick(),
         a.Fire(0, 10),
         a.Order(rng.choice(commands)),
         a.Order("cont"),
+        a.Tick(),
         *rng.choice(ends),
     ]
 
@@ -567,6 +570,7 @@ def stall(rng: random.Random, vcpus: int) -> list[a.Action]:
         *_registrations(),
         a.Read(False),
         a.Fire(0, 3),
+        a.Tick(),
         a.Order("stop"),
         a.Reported("stop timeout"),
         a.Order("system_reset"),

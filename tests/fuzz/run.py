@@ -18,8 +18,10 @@ from typing import Final
 
 from emulator.lab.images import ImageError
 from emulator.machine.qemu import QemuError, find_qemu
+from tests.e2e.guest_program import build
 from tests.fuzz.actions import Episode, read_episodes, write_episode
 from tests.fuzz.backend import Memory
+from tests.fuzz.bare import storm
 from tests.fuzz.generate import CARDS, episodes
 from tests.fuzz.player import Player
 from tests.fuzz.protocol import GOALS
@@ -100,12 +102,14 @@ def main() -> int:
     parser.add_argument("--replay", type=Path, metavar="RECORD", help="play the record of a run")
     parser.add_argument("--last", type=int, metavar="N", help="of it, the last N episodes only")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="where logs and record go")
+    parser.add_argument("--linux", action="store_true", help="with the Linux guest, not storm.c")
     parser.add_argument("--patience", type=float, default=PATIENCE, help=argparse.SUPPRESS)
     options = parser.parse_args()
     folder = options.keep or Path(tempfile.mkdtemp(prefix="fuzz-"))
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        qemu, guest = find_qemu(), linux()
+        qemu = find_qemu()
+        guest = linux() if options.linux else storm(build(folder))
         chosen: Iterable[Episode]
         if options.replay:
             chosen = read_episodes(options.replay)[-options.last if options.last else 0 :]

@@ -51,6 +51,8 @@ class Guest:
     tick: str
     smp: int
     memory_mib: int
+    doorbell: int | None = None
+    """A connection that the guest signals all the time; it posts and takes messages then, too."""
 
 
 def linux() -> Guest:

@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 
 from emulator.machine.qemu import find_qemu
+from tests.e2e.guest_program import build
+from tests.fuzz.bare import storm
 from tests.fuzz.generate import episodes
 from tests.fuzz.run import fuzz, missing, new_seed
-from tests.fuzz.target import linux
 
 FULL_SECONDS = 120.0
 
@@ -27,7 +28,7 @@ async def test_no_backend_takes_the_machine_down(tmp_path: Path) -> None:
     seconds = float(os.environ.get("VMBUS_FUZZ_SECONDS", FULL_SECONDS))
     seed = int(os.environ.get("VMBUS_FUZZ_SEED", new_seed()))
     print(f"VMBUS_FUZZ_SECONDS={seconds:g} VMBUS_FUZZ_SEED={seed}")
-    guest = linux()
+    guest = storm(build(tmp_path))
     memory = await fuzz(
         episodes(seed, guest.smp),
         qemu=find_qemu(),
