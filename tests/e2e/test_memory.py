@@ -12,6 +12,7 @@ from qemu.qmp import ExecuteError
 
 from emulator.machine.vm import VirtualMachine
 from tests.e2e.conftest import ConfigMaker, MadeVm
+from tests.e2e.shell import run, shell
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.e2e]
 
@@ -21,26 +22,9 @@ GIB4 = 1 << 32
 SLOTS: dict[str, Any] = {"dimm_slots": 4, "max_memory_mib": 4096}
 
 
-async def _shell(vm: VirtualMachine) -> None:
-    """Wait until the guest's shell reads the serial line."""
-    await vm.watch(vm.console.wait_for("vmbus-guest: init"))
-    await _run(vm, "true")
-
-
-async def _run(vm: VirtualMachine, command: str) -> list[str]:
-    """Run a command in the guest's shell; returns what it printed."""
-    start = len(vm.console.lines)
-    # The shell echoes what is typed: the marks are not in it as they are printed.
-    await vm.console.send_line(f"echo be''gin; {command}; echo en''d $?")
-    end = await vm.watch(vm.console.wait_for(r"^end \d+$", start))
-    lines = vm.console.lines[start:]
-    assert end[0] == "end 0", lines
-    return lines[lines.index("begin") + 1 : lines.index(end[0])]
-
-
 async def _probe(vm: VirtualMachine) -> None:
     """Load the bus and the probe in the guest's shell, and have a conversation begun."""
-    await _run(
+    await run(
         vm,
         "cd /lib/modules/$(uname -r) && insmod hv_vmbus.ko && insmod vmbus_probe.ko && "
         "{ vmbus-probe & }",
@@ -66,15 +50,15 @@ async def test_rings_in_a_dimm_that_was_plugged_survive_a_restore(
     vm = await make_vm(config)
     await vm.boot()
     async with asyncio.timeout(PATIENCE):
-        await _shell(vm)
+        await shell(vm)
         before = await _memory(vm)
         await vm.plug_dimm(1024)
         after = await _memory(vm)
         (dimm,) = [region for region in after if region not in before]
         assert dimm[0] >= GIB4
         assert dimm[1] == 1024 * MIB
-        block = int((await _run(vm, "cat /sys/devices/system/memory/block_size_bytes"))[-1], 16)
-        states = await _run(
+        block = int((await run(vm, "cat /sys/devices/system/memory/block_size_bytes"))[-1], 16)
+        states = await run(
             vm,
             f"for n in $(seq {dimm[0] // block} {sum(dimm) // block - 1}); do "
             "f=/sys/devices/system/memory/memory$n/state; until [ -e $f ]; do :; done; "
@@ -102,13 +86,13 @@ async def test_an_unplugged_dimm_leaves_the_table(
     vm = await make_vm(make_config(append="quiet vmbus.init=shell", **SLOTS))
     await vm.boot()
     async with asyncio.timeout(PATIENCE):
-        await _shell(vm)
+        await shell(vm)
         before = await _memory(vm)
         await vm.plug_dimm(256)
         assert await _memory(vm) != before
         with vm._qmp.listener("DEVICE_DELETED") as deleted:
             # The guest ejects memory that it has not put online.
-            await _run(
+            await run(
                 vm,
                 "until ls -d /sys/bus/acpi/devices/PNP0C80:* 2> /dev/null; do :; done; "
                 "until [ -e /sys/bus/acpi/devices/PNP0C80:00/physical_node ]; do :; done",
