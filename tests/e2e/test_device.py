@@ -103,12 +103,20 @@ class Rig:
         status = await self.qmp.execute("query-status")
         return isinstance(status, dict) and not self.child.ended.done()
 
+    async def info(self) -> dict[str, object]:
+        info = await self._property("info")
+        assert isinstance(info, dict)
+        return info
+
     async def connected(self) -> object:
+        return await self._property("connected")
+
+    async def _property(self, name: str) -> object:
         devices = await self.qmp.execute("qom-list", {"path": "/machine/peripheral-anon"})
         assert isinstance(devices, list)
-        (name,) = [device["name"] for device in devices if device["type"] == "child<vmbus-user>"]
-        path = f"/machine/peripheral-anon/{name}"
-        return await self.qmp.execute("qom-get", {"path": path, "property": "connected"})
+        (child,) = [device["name"] for device in devices if device["type"] == "child<vmbus-user>"]
+        path = f"/machine/peripheral-anon/{child}"
+        return await self.qmp.execute("qom-get", {"path": path, "property": name})
 
 
 @pytest_asyncio.fixture
@@ -201,6 +209,35 @@ async def test_connected_tells_whether_a_backend_has_answered(rig: Rig) -> None:
     assert await _answer(rig, sock, fe.REPLY) == 3
     assert await rig.connected() is True
     sock.close()
+
+
+async def test_info_counts_what_is_registered_and_keeps_why_a_backend_went(rig: Rig) -> None:
+    sock = await rig.ready()
+    eventfds = [os.eventfd(0) for _ in range(3)]
+    for number, eventfd in enumerate(eventfds):
+        await rig.send(sock, frame(fe.ADD_DOORBELL, words(0x2001 + number)), (eventfd,))
+        assert await _answer(rig, sock, fe.REPLY) == 0
+    await rig.send(sock, frame(fe.ADD_INTERRUPT, words(1, 0, 2, 1)), (eventfds[0],))
+    assert await _answer(rig, sock, fe.REPLY) == 0
+    # Stopped, the machine delivers nothing: the post waits.
+    await rig.send(sock, frame(fe.POST_MESSAGE, words(0, 2, 1, 0)))
+    await rig.send(sock, frame(fe.DEL_INTERRUPT, words(9)))
+    assert await _answer(rig, sock, fe.REPLY) == 3
+    info = await rig.info()
+    assert (info["doorbells"], info["interrupts"], info["signals"]) == (3, 1, 0)
+    assert (info["posts-accepted"], info["posts-outstanding"]) == (1, 1)
+    assert (info["connections"], info["disconnects"]) == (1, 0)
+    await rig.send(sock, frame(99))
+    (kind, text) = (await rig.end(sock))[-1]
+    assert kind == fe.ERROR
+    sock = await rig.ready()
+    info = await rig.info()
+    assert info["disconnect-reason"] == text.decode()
+    assert (info["doorbells"], info["interrupts"], info["posts-outstanding"]) == (0, 0, 0)
+    assert (info["connections"], info["disconnects"]) == (2, 1)
+    sock.close()
+    for eventfd in eventfds:
+        os.close(eventfd)
 
 
 async def test_a_backend_that_closes_in_mid_message_is_forgotten(rig: Rig) -> None:
