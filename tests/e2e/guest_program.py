@@ -116,6 +116,9 @@ class Setup:
             args += ["-device", "vmbus-bridge"]
         features = ",".join(flag.removeprefix("hv-").partition("=")[0] for flag in self.flags)
         words = [f"run={self.run}", f"cpus={self.cpus}", f"hv={features}", *self.words]
+        words += [
+            flag.removeprefix("hv-") for flag in self.flags if flag.startswith("hv-spinlocks=")
+        ]
         if self.x2apic:
             words.append("x2apic")
         return [*args, "-append", " ".join(words), *self.qemu_args]
@@ -129,6 +132,7 @@ class Run:
     qmp: QMPClient
     output: asyncio.StreamReader
     events: EventListener
+    silence: float = SILENCE
     lines: list[str] = field(default_factory=list)
     """All that the program has printed, without the line ends."""
 
@@ -149,31 +153,35 @@ class Run:
             text += ["QEMU:", words]
         return GuestFailed("\n".join(text))
 
-    async def line(self, silence: float = SILENCE) -> str | None:
+    async def line(self) -> str | None:
         """Return the program's next line, None when QEMU has ended; a hang is a failure."""
         try:
-            data = await asyncio.wait_for(self.output.readline(), silence)
+            data = await asyncio.wait_for(self.output.readline(), self.silence)
         except TimeoutError:
             where = await self._where()
-            raise self.failure(f"the program hangs: nothing for {silence:.0f} s\n{where}") from None
+            what = f"the program hangs: nothing for {self.silence:.0f} s"
+            raise self.failure(f"{what}\n{where}") from None
         if not data:
             return None
         self.lines.append(data.decode("utf-8", "replace").rstrip("\n"))
         return self.lines[-1]
 
     async def _where(self) -> str:
-        """Return where the vCPUs are."""
+        """Return what QEMU's state is, and where the vCPUs are."""
         with contextlib.suppress(Exception):
-            registers = await asyncio.wait_for(
-                self.qmp.execute("human-monitor-command", {"command-line": "info registers -a"}), 10
-            )
+            async with asyncio.timeout(10):
+                status = await self.execute("query-status")
+                registers = await self.execute(
+                    "human-monitor-command", command_line="info registers -a"
+                )
             wanted = re.compile(r"^(CPU#|.IP=|.*HLT=)")
-            return "\n".join(one for one in str(registers).splitlines() if wanted.match(one))
+            where = [line for line in registers.splitlines() if wanted.match(line)]
+            return "\n".join([f"QEMU: {status['status']}", *where])
         return "no answer by QMP"
 
-    async def until(self, prefix: str, silence: float = SILENCE) -> str:
+    async def until(self, prefix: str) -> str:
         """Read up to a line that begins like this, and return it."""
-        while (line := await self.line(silence)) is not None:
+        while (line := await self.line()) is not None:
             if line.startswith(prefix):
                 return line
         raise self.failure(f"the program ended before it printed {prefix!r}")

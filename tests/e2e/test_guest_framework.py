@@ -29,8 +29,9 @@ async def test_storm_goes_on_whatever_the_host_answers(programs: Programs) -> No
 
 async def test_a_program_that_hangs_is_found_with_its_last_lines(programs: Programs) -> None:
     async with programs.start(Setup("broken", words=["how=hang"])) as run:
+        run.silence = 2
         with pytest.raises(GuestFailed, match=r"(?s)hangs.*CPU#0.*before the end"):
-            await run.until("never said", silence=2)
+            await run.until("never said")
 
 
 @pytest.mark.parametrize(

@@ -205,13 +205,12 @@ void finish(void) __attribute__((noreturn));
 struct suite {
     const char *name;
     void (*run)(void);
-    bool needs_vmbus;
 };
 
 #define SUITE(ident)                                                                                \
     static void ident##_suite(void);                                                                \
     static const struct suite ident##_entry                                                         \
-        __attribute__((section(".suites"), used, aligned(sizeof(void *)))) = {#ident, ident##_suite, false};        \
+        __attribute__((section(".suites"), used, aligned(sizeof(void *)))) = {#ident, ident##_suite};               \
     static void ident##_suite(void)
 
 /* --- options (lib/main.c) --- */

@@ -32,10 +32,55 @@ u64 hypercall_with(u64 control, const u64 *words, u32 count)
     return hypercall(control, (uintptr_t)input, 0);
 }
 
+static u64 xmm_block[MAX_CPUS][12] __attribute__((aligned(16)));
+
+u64 hypercall_xmm(u64 control, const u64 *words, u32 count)
+{
+    u64 *rest = xmm_block[this_cpu()->index];
+
+    for (u32 i = 0; i < 12; i++) {
+        rest[i] = i + 2 < count ? words[i + 2] : 0x5a5a000000000000ull + i;
+    }
+    __asm__ volatile("movups 0(%0), %%xmm0; movups 16(%0), %%xmm1; movups 32(%0), %%xmm2;"
+                     "movups 48(%0), %%xmm3; movups 64(%0), %%xmm4; movups 80(%0), %%xmm5" ::"r"(rest)
+                     : "memory");
+    return hypercall(control | HV_FAST, words[0], words[1]);
+}
+
+bool xmm_unchanged(void)
+{
+    u64 now[12] __attribute__((aligned(16)));
+
+    __asm__ volatile("movups %%xmm0, 0(%0); movups %%xmm1, 16(%0); movups %%xmm2, 32(%0);"
+                     "movups %%xmm3, 48(%0); movups %%xmm4, 64(%0); movups %%xmm5, 80(%0)" ::"r"(now)
+                     : "memory");
+    return !memcmp(now, xmm_block[this_cpu()->index], sizeof(now));
+}
+
+u64 vmbus_contact(u32 vp)
+{
+    u32 *input = (u32 *)my_pages()->input;
+
+    memset(input, 0, 256);
+    input[0] = 1;  /* connection id */
+    input[2] = 1;  /* message type */
+    input[3] = 40; /* payload size */
+    input[4] = 14; /* INITIATE_CONTACT */
+    input[6] = 0x00040000; /* version 4.0; a host may say no, which is an answer as well */
+    input[7] = vp;
+    return hypercall(HV_POST_MESSAGE, (uintptr_t)input, 0);
+}
+
 void hv_start(void)
 {
     wrmsr(MSR_GUEST_OS_ID, OS_ID);
     wrmsr(MSR_HYPERCALL, (uintptr_t)hypercall_page | 1);
+}
+
+void hv_stop(void)
+{
+    wrmsr(MSR_HYPERCALL, 0);
+    wrmsr(MSR_GUEST_OS_ID, 0);
 }
 
 void hv_synic_start(void)

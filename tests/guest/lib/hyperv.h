@@ -147,10 +147,24 @@ static inline u64 hypercall(u64 control, u64 input, u64 output)
 /* With the input page of this processor; words are its first u64s. */
 u64 hypercall_with(u64 control, const u64 *words, u32 count);
 
+/* Fast, with more than two words: the rest goes to XMM0-5 (TLFS 3.7.2); count is at most 14. */
+u64 hypercall_xmm(u64 control, const u64 *words, u32 count);
+/* Whether XMM0-5 still have what hypercall_xmm() put there. */
+bool xmm_unchanged(void);
+
+/*
+ * VMBus's INITIATE_CONTACT, posted to connection 1: the host answers with a message (type 1) whose first word is 15,
+ * VERSION_RESPONSE, to SINT 2 of the given processor. The simplest way to make a host send a message.
+ */
+u64 vmbus_contact(u32 vp);
+#define VMBUS_SINT 2u
+#define VMBUS_VERSION_RESPONSE 15u
+
 #define OS_ID 0x8100000000000001ull /* open source, TLFS 2.6 */
 
 /* Tell an OS id and enable the hypercall page. */
 void hv_start(void);
+void hv_stop(void);
 /* On this processor: message and event page, SynIC enabled, all SINTs masked, no timer. */
 void hv_synic_start(void);
 void hv_synic_stop(void);

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* The command line, and the suites it names. */
+/* The command line, and the suites it names, run in its order. */
 
 #include "guest.h"
 
@@ -85,22 +85,37 @@ u64 option_number(const char *name, u64 otherwise)
     return number;
 }
 
-bool option_lists(const char *name, const char *item)
+/* The n-th item of name=A,B,... */
+static bool list_item(const char *name, u32 n, const char **item, size_t *item_length)
 {
-    size_t length;
+    size_t length = 0;
     const char *value = value_of(name, &length);
-    size_t n = strlen(item);
 
-    for (size_t at = 0; value && at < length;) {
+    for (size_t at = 0; value && at < length; n--) {
         size_t end = at;
 
         while (end < length && value[end] != ',') {
             end++;
         }
-        if (end - at == n && !memcmp(value + at, item, n)) {
+        if (n == 0) {
+            *item = value + at;
+            *item_length = end - at;
             return true;
         }
         at = end + 1;
+    }
+    return false;
+}
+
+bool option_lists(const char *name, const char *wanted)
+{
+    const char *item;
+    size_t length;
+
+    for (u32 i = 0; list_item(name, i, &item, &length); i++) {
+        if (length == strlen(wanted) && !memcmp(item, wanted, length)) {
+            return true;
+        }
     }
     return false;
 }
@@ -115,10 +130,24 @@ void checkpoint(const char *name)
     }
 }
 
+static void run_suite(const char *name, size_t length)
+{
+    for (const struct suite *s = suites_start; s < suites_end; s++) {
+        if (strlen(s->name) == length && !memcmp(s->name, name, length)) {
+            suite_name = s->name;
+            s->run();
+            irq_reset();
+            return;
+        }
+    }
+    bail_out("run= names a suite that is not there: %s", name);
+}
+
 void program(void)
 {
     const struct hvm_start_info *info = (const void *)(uintptr_t)start_info;
-    u32 ran = 0;
+    const char *name;
+    size_t length;
 
     if (info->magic == 0x336ec578 && info->command_line) {
         const char *from = (const char *)(uintptr_t)info->command_line;
@@ -135,17 +164,9 @@ void program(void)
     irq_enable();
     start_processors();
 
-    for (const struct suite *s = suites_start; s < suites_end; s++) {
-        if (option_lists("run", s->name)) {
-            suite_name = s->name;
-            s->run();
-            irq_reset();
-            ran++;
-        }
+    for (u32 i = 0; list_item("run", i, &name, &length); i++) {
+        run_suite(name, length);
     }
     suite_name = "end";
-    if (!ran) {
-        bail_out("run= names no suite of this program");
-    }
     finish();
 }

@@ -132,7 +132,7 @@ static void __attribute__((noreturn)) recover(struct cpu *self)
 
     self->recover_ip = 0;
 #ifdef __x86_64__
-    __asm__ volatile("mov %0, %%rsp; mov %2, %%r12; xor %%eax, %%eax; jmp *%1" ::"r"(sp), "r"(ip), "r"(self)
+    __asm__ volatile("mov %0, %%rsp; mov %2, %%r12; xor %%eax, %%eax; jmp *%1" ::"b"(sp), "c"(ip), "S"(self)
                      : "memory");
 #else
     __asm__ volatile("mov %0, %%esp; mov %2, %%ebp; xor %%eax, %%eax; xor %%edx, %%edx; jmp *%1" ::"b"(sp), "c"(ip),
