@@ -115,6 +115,8 @@ class Apt:
     against the same keys, without privilege.
     """
 
+    where = " (is this Debian 12?)"
+
     def __init__(self, state: Path) -> None:
         self.state = state
         self.private = False
@@ -157,7 +159,7 @@ class Apt:
             text = ""
         field = dict(re.findall(r"^([A-Za-z0-9-]+): (.*)$", text, re.MULTILINE))
         if "SHA256" not in field:
-            raise BuildError(f"apt knows no package {target} (is this Debian 12?){self.failure}")
+            raise BuildError(f"apt knows no package {target}{self.where}{self.failure}")
         package = Package(name, field["Version"], field["Architecture"], field["SHA256"])
         return package, field.get("Depends", "")
 
@@ -178,6 +180,8 @@ class Apt:
 
 class SuiteApt(Apt):
     """apt for other suites of the archive than the machine's."""
+
+    where = " in these suites"
 
     def __init__(self, state: Path) -> None:
         super().__init__(state)
