@@ -51,8 +51,10 @@ async def test_the_bus_and_the_probe_come_back_after_hibernation(
         await vm.control("probe.finish")
         # Only in memory: a guest that boots anew does not have it.
         await run(vm, "marker=hiber")
-        with vm._qmp.listener("SUSPEND_DISK") as events:
-            vm.console.type("echo disk > /sys/power/state; echo resu''med $marker'nated'")
+        with vm.events("SUSPEND_DISK") as events:
+            await vm.console.send_line(
+                "echo disk > /sys/power/state; echo resu''med $marker'nated'"
+            )
             await vm.watch(events.get())
         await vm.kill()
 
