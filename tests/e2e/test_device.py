@@ -250,6 +250,25 @@ async def test_a_backend_that_closes_in_mid_message_is_forgotten(rig: Rig) -> No
     assert await rig.alive()
 
 
+async def test_a_backend_that_comes_to_a_running_machine_is_resumed_at_once(rig: Rig) -> None:
+    sock, epoch = await rig.accept()
+    await rig.qmp.execute("cont")
+    header = struct.unpack("<IIII", await rig._exactly(sock, 16))
+    assert header[0] == fe.RESUME
+    for _ in range(3):
+        sock.close()
+        before = epoch
+        # HELLO, MEM_TABLE and RESET were read by accept(); RESUME does not wait for the answers.
+        sock, epoch = await rig.accept()
+        assert epoch > before
+        header = struct.unpack("<IIII", await rig._exactly(sock, 16))
+        assert header[0] == fe.RESUME
+        status = await rig.qmp.execute("query-status")
+        assert isinstance(status, dict)
+        assert status["status"] == "running"
+    sock.close()
+
+
 async def test_random_messages_never_take_qemu_down(rig: Rig) -> None:
     rng = random.Random(2026)
     for _ in range(60):

@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 from qemu.qmp import ExecuteError
 
+from emulator.machine.qemu import command_line
 from emulator.machine.vm import VirtualMachine
 from tests.e2e.conftest import ConfigMaker, MadeVm
 from tests.e2e.shell import run, shell
@@ -135,3 +137,58 @@ async def test_rings_above_4_gib(make_config: ConfigMaker, make_vm: MadeVm) -> N
         rings = (await vm.control("status"))["rings"]
         assert all(ring >= GIB4 for ring in rings.values()), rings
         await _finish(vm)
+
+
+def _huge_pages_free() -> int:
+    text = Path("/proc/meminfo").read_text()
+    return next(int(line.split()[1]) for line in text.splitlines() if "HugePages_Free" in line)
+
+
+async def _converse(vm: VirtualMachine, regions: int) -> None:
+    async with asyncio.timeout(PATIENCE):
+        await vm.boot()
+        await vm.control("probe.ready")
+        await vm.control("probe.run")
+        await vm.control("probe.wait", requests=50, completions=30)
+        memory = await _memory(vm)
+        assert len(memory) == regions
+        assert sum(size for _, size in memory) == 256 * MIB
+        await _finish(vm)
+
+
+async def test_nodes_with_a_memory_each(
+    make_config: ConfigMaker, make_vm: MadeVm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nodes(*args: object, **rest: object) -> list[str]:
+        line = command_line(*args, **rest)  # type: ignore[arg-type]
+        at = line.index("memory-backend-memfd,id=ram,size=256M,share=on")
+        line[at - 1 : at + 1] = [
+            word
+            for node, size in enumerate(("64M", "128M", "64M"))
+            for word in (
+                "-object",
+                f"memory-backend-memfd,id=ram{node},size={size},share=on",
+                "-numa",
+                f"node,memdev=ram{node}",
+            )
+        ]
+        return [word.removesuffix(",memory-backend=ram") for word in line]
+
+    monkeypatch.setattr("emulator.machine.vm.command_line", nodes)
+    await _converse(await make_vm(make_config()), regions=3)
+
+
+@pytest.mark.skipif(
+    _huge_pages_free() < 128, reason="there are not 128 huge pages (vm.nr_hugepages)"
+)
+async def test_memory_of_huge_pages_cut_by_the_hole(
+    make_config: ConfigMaker, make_vm: MadeVm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def huge(*args: object, **rest: object) -> list[str]:
+        line = command_line(*args, **rest)  # type: ignore[arg-type]
+        line = [re.sub("^(memory-backend-memfd,.*)$", r"\1,hugetlb=on", word) for word in line]
+        # The hole begins within a huge page.
+        return [re.sub("^q35,", "q35,max-ram-below-4g=201M,", word) for word in line]
+
+    monkeypatch.setattr("emulator.machine.vm.command_line", huge)
+    await _converse(await make_vm(make_config()), regions=2)
