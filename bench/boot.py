@@ -33,7 +33,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from types import FrameType
+from typing import Final, NoReturn
 
 from emulator.lab.images import KERNELS, GuestImage, ImageError, build_image
 from emulator.machine.built import NotBuilt
@@ -79,20 +80,26 @@ def boot(machine: Machine, image: GuestImage, smp: int) -> tuple[float, float]:
     ) as process:
         assert process.stdout is not None
         signal.alarm(PATIENCE_SECONDS)
-        seen = b""
-        while MARK not in seen:
-            data = os.read(process.stdout.fileno(), 65_536)
-            if not data:
-                process.kill()
-                raise SystemExit(f"error: {machine.name} ended: {seen.decode(errors='replace')}")
-            seen += data
-        wall = time.monotonic() - start
-        # Threads' times while it lives: after wait() they are those of all children together.
-        times = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
-        signal.alarm(0)
-        process.kill()
+        try:
+            seen = b""
+            while MARK not in seen:
+                data = os.read(process.stdout.fileno(), 65_536)
+                if not data:
+                    said = seen.decode(errors="replace")
+                    raise SystemExit(f"error: {machine.name} ended: {said}")
+                seen += data
+            wall = time.monotonic() - start
+            # Its times while it lives: after wait() they are those of all children together.
+            times = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+        finally:
+            signal.alarm(0)
+            process.kill()
     # Fields 14 and 15 of proc(5), utime and stime in clock ticks; the list starts with the third.
     return wall, (int(times[11]) + int(times[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def _hangs(number: int, frame: FrameType | None) -> NoReturn:
+    raise SystemExit(f"error: a machine has not come to /init in {PATIENCE_SECONDS} s")
 
 
 def ratio(over: Sequence[float], under: Sequence[float]) -> Ratio:
@@ -200,6 +207,7 @@ def main() -> int:
         Machine("unpatched", unpatched, "max"),
     )
     print(f"kernel {image.release}, {args.smp} virtual CPUs, {args.rounds} rounds")
+    signal.signal(signal.SIGALRM, _hangs)
     measure(machines, image, args.smp, args.rounds)
     return report(*machines)
 
