@@ -112,13 +112,16 @@ class Setup:
         args += ["-chardev", f"socket,id=qmp,path={qmp}", "-mon", "chardev=qmp,mode=control"]
         args += ["-device", "isa-debug-exit,iobase=0xf4", "-device", "pvpanic,ioport=0x505"]
         args += ["-action", "panic=pause", "-kernel", str(program)]
-        if self.vmbus and "hv-synic" in self.flags:
+        vmbus = self.vmbus and "hv-synic" in self.flags
+        if vmbus:
             args += ["-device", "vmbus-bridge"]
         features = ",".join(flag.removeprefix("hv-").partition("=")[0] for flag in self.flags)
         words = [f"run={self.run}", f"cpus={self.cpus}", f"hv={features}", *self.words]
         words += [
             flag.removeprefix("hv-") for flag in self.flags if flag.startswith("hv-spinlocks=")
         ]
+        if vmbus:
+            words.append("vmbus")
         if self.x2apic:
             words.append("x2apic")
         return [*args, "-append", " ".join(words), *self.qemu_args]

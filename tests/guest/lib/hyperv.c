@@ -100,6 +100,7 @@ void hv_synic_stop(void)
     if (has_feature("stimer")) {
         for (u32 i = 0; i < 4; i++) {
             wrmsr(STIMER_CONFIG(i), 0);
+            wrmsr(STIMER_COUNT(i), 0);
         }
     }
     for (u32 i = 0; i < 16; i++) {
@@ -108,6 +109,56 @@ void hv_synic_stop(void)
     wrmsr(MSR_SCONTROL, 0);
     wrmsr(MSR_SIMP, 0);
     wrmsr(MSR_SIEFP, 0);
+}
+
+struct timer_log timer_logs[MAX_CPUS];
+
+void log_messages(u8 vector)
+{
+    struct timer_log *log = my_log();
+    u32 sint = vector - VEC_SINT(0);
+    volatile struct hv_message *slot = my_slot(sint);
+
+    if (!slot->type) {
+        return;
+    }
+    if (slot->type == MSG_TIMER_EXPIRED) {
+        u32 at = log->count % ARRAY_SIZE(log->entry);
+
+        log->entry[at].index = slot->timer.index;
+        log->entry[at].sint = sint;
+        log->entry[at].expiration = slot->timer.expiration;
+        log->entry[at].delivery = slot->timer.delivery;
+        if (slot->timer.delivery < slot->timer.expiration || ref_time() < slot->timer.expiration) {
+            log->early++;
+        }
+        barrier();
+        log->count++;
+    } else {
+        log->others++;
+    }
+    slot->type = 0;
+    mfence();
+    if (slot->flags & MSG_FLAG_PENDING) {
+        wrmsr(MSR_EOM, 0);
+    }
+}
+
+void hv_synic_log(void)
+{
+    hv_synic_start();
+    memset(my_log(), 0, sizeof(struct timer_log));
+    for (u32 i = 1; i < 16; i++) {
+        irq_handler(VEC_SINT(i), log_messages);
+        wrmsr(SINT(i), VEC_SINT(i));
+    }
+}
+
+void stimer_shoot(u32 timer, u32 sint, u64 expiration)
+{
+    wrmsr(STIMER_CONFIG(timer), 0);
+    wrmsr(STIMER_COUNT(timer), expiration);
+    wrmsr(STIMER_CONFIG(timer), STIMER_SINT(sint) | STIMER_ENABLE);
 }
 
 void delay(u64 time)

@@ -169,6 +169,31 @@ void hv_stop(void);
 void hv_synic_start(void);
 void hv_synic_stop(void);
 
+/*
+ * The timer messages that a processor got: log_messages() is a handler for the vectors VEC_SINT(n). It takes the
+ * message out of the slot and asks for the next one if there is one (TLFS 11.9.2, 11.8.6).
+ */
+#define VEC_SINT(n) (0x60 + (n))
+struct timer_log {
+    volatile u32 count; /* of timer messages */
+    volatile u32 others;
+    volatile u32 early; /* before the time that the message itself says: never */
+    struct {
+        u32 index, sint;
+        u64 expiration, delivery;
+    } entry[64]; /* the last ones; number n is in n % 64 */
+};
+extern struct timer_log timer_logs[MAX_CPUS];
+void log_messages(u8 vector);
+static inline struct timer_log *my_log(void)
+{
+    return &timer_logs[this_cpu()->index];
+}
+/* SynIC on, all SINTs from 1 on unmasked with VEC_SINT() and logged; the log is empty. */
+void hv_synic_log(void);
+/* One timer, one shot, to a SINT. */
+void stimer_shoot(u32 timer, u32 sint, u64 expiration);
+
 /* Reference time, 100 ns. */
 static inline u64 ref_time(void)
 {
