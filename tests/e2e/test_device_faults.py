@@ -21,7 +21,7 @@ from tests.fuzz import protocol as p
 from tests.fuzz.backend import Memory
 from tests.fuzz.bare import storm
 from tests.fuzz.player import UNUSED_ID, Player
-from tests.fuzz.target import Failure, Target
+from tests.fuzz.target import Target
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.e2e]
 
@@ -119,9 +119,6 @@ async def test_a_hundred_reconnects(player: Player) -> None:
 
 
 @pytest.mark.parametrize("command", ["stop", "DEL_INTERRUPT", "ADD_INTERRUPT"])
-@pytest.mark.xfail(
-    strict=True, raises=Failure, reason="the device reads an eventfd that may have become blocking"
-)
 async def test_a_backend_that_makes_an_eventfd_blocking_cannot_hang_qemu(
     player: Player, command: str
 ) -> None:

@@ -81,7 +81,7 @@ static void exchange(void *arg)
     volatile struct hv_message *slot = my_slot(sint);
     u32 posts = (u32)option_number("post", 0), takes = (u32)option_number("take", 0);
     u32 connection = (u32)option_number("connection", 1);
-    u64 slow = option_number("slow", 0) * MS / 1000;
+    u64 slow = option_number("slow", 0) * (MS / 1000);
 
     (void)arg;
     while (!t->other && (t->posted < posts || t->taken < takes)) {
