@@ -262,6 +262,7 @@ hv_call_page:
     push %r13
     push %r14
     push %r15
+    pushf
     mov %rsi, %r12
     movq $recovered, 0(%r12)
     mov %rsp, 8(%r12)
@@ -271,6 +272,7 @@ hv_call_page:
     call *16(%r12)
 recovered:
     movq $0, 0(%r12)
+    popf                            /* a fault has disabled interrupts */
     pop %r15
     pop %r14
     pop %r13
@@ -287,6 +289,7 @@ user_call:
     push %r13
     push %r14
     push %r15
+    pushf
     mov %rdi, %r12
     movq $recovered, 0(%r12)
     mov %rsp, 8(%r12)
@@ -310,8 +313,9 @@ hv_call_page:
     push %ebp
     push %esi
     push %edi
-    mov 20(%esp), %eax              /* in */
-    mov 24(%esp), %ebp              /* self */
+    pushf
+    mov 24(%esp), %eax              /* in */
+    mov 28(%esp), %ebp              /* self */
     movl $recovered, 0(%ebp)
     mov %esp, 4(%ebp)
     mov 8(%eax), %ecx               /* input: EBX:ECX */
@@ -323,6 +327,7 @@ hv_call_page:
     call *8(%ebp)
 recovered:
     movl $0, 0(%ebp)
+    popf
     pop %edi
     pop %esi
     pop %ebp
@@ -334,7 +339,8 @@ user_call:
     push %ebp
     push %esi
     push %edi
-    mov 20(%esp), %ebp
+    pushf
+    mov 24(%esp), %ebp
     movl $recovered, 0(%ebp)
     mov %esp, 4(%ebp)
     mov %esp, %eax

@@ -10,7 +10,7 @@
 #define EXIT_BAILED 18
 
 static struct spinlock output;
-static u32 checks;
+u32 checks;
 u32 checks_failed;
 
 static size_t put_number(char *to, u64 value, u32 base, int width, char fill)
