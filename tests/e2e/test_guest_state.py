@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The Hyper-V state of a machine that is saved and loaded at each point of ``tests/guest/saved.c``."""
+"""The Hyper-V state of a machine, saved and loaded at each point of ``tests/guest/saved.c``."""
 
 from __future__ import annotations
 
@@ -66,8 +66,16 @@ async def test_state_survives_in_a_new_process(
 async def test_state_survives_in_a_snapshot(programs: Programs, tmp_path: Path, name: str) -> None:
     """What is run after a snapshot is taken back by loading it, and is run again."""
     disk = tmp_path / "disk.qcow2"
-    make = [programs.qemu.with_name("qemu-img"), "create", "-q", "-f", "qcow2", disk, "1G"]
-    await asyncio.to_thread(subprocess.run, make, check=True)
+    make = [
+        str(programs.qemu.with_name("qemu-img")),
+        "create",
+        "-q",
+        "-f",
+        "qcow2",
+        str(disk),
+        "1G",
+    ]
+    await asyncio.to_thread(subprocess.check_call, make)
     node = f"driver=qcow2,node-name=disk,file.driver=file,file.filename={disk}"
     more = ICOUNT if name == "2-icount" else ()
     setup = dataclasses.replace(SAVED, qemu_args=("-blockdev", node, *more))
@@ -98,4 +106,4 @@ async def test_state_survives_in_a_snapshot(programs: Programs, tmp_path: Path, 
 
 async def snapshot(run: Run, command: str, checkpoint: str) -> None:
     tag = "at-" + checkpoint.split()[0]
-    await run.job(command, tag=tag, vmstate="disk", devices=[])
+    await run.job(command, tag=tag, vmstate="disk", devices=["disk"])
