@@ -27,7 +27,7 @@ from emulator.machine.process import Child
 from emulator.machine.qemu import HYPERV_FLAGS
 
 SOURCES: Final = Path(__file__).resolve().parents[1] / "guest"
-SILENCE: Final = 30.0
+SILENCE: Final = 60.0
 """How long a program may say nothing, in seconds; each check takes far less."""
 
 _FIRMWARE: Final = ("/usr/share/seabios", "/usr/share/qemu")
