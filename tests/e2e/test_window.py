@@ -29,7 +29,6 @@ from tests.fuzz.target import Target
 pytestmark = [pytest.mark.asyncio, pytest.mark.e2e]
 
 PATIENCE = 120
-GUEST_WINDOW = 128
 SINT = 2
 
 Starter = Callable[[str, int], Awaitable[Player]]

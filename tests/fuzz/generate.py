@@ -266,10 +266,9 @@ def _descriptor_of_another_kind(rng: random.Random) -> list[a.Action]:
 
 @_refused("fds")
 def _no_room_for_descriptors_in_qemu(rng: random.Random) -> list[a.Action]:
-    return [
-        a.Limit(0),
-        _send(p.frame(p.ADD_DOORBELL, p.words(0x2003)), (EVENTFD,)),
-    ]
+    # More than one: QEMU may be closing what an earlier connection had.
+    frames = [p.frame(p.ADD_DOORBELL, p.words(0x3000 + index)) for index in range(64)]
+    return [a.Limit(0), *(_send(data, (EVENTFD,)) for data in frames)]
 
 
 # What the device has to answer.
@@ -311,8 +310,11 @@ def registrations_without_room(rng: random.Random, vcpus: int) -> list[a.Action]
     beyond = p.words(first + p.MAX_REGISTRATIONS) + body[4:]
     return [
         a.Connect(),
+        # Under a guest that makes nothing but hypercalls each of them waits for QEMU's big lock.
+        a.Order("stop"),
         a.Ask(kind, body.hex(), (EVENTFD,), times=p.MAX_REGISTRATIONS, step=1),
         a.Ask(kind, beyond.hex(), (EVENTFD,), statuses=(4,)),
+        a.Order("cont"),
         a.Fire(0, 64),
         a.Order(rng.choice(("system_reset", "stop", "migrate"))),
     ]

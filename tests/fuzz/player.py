@@ -10,7 +10,7 @@ import socket
 import struct
 from collections import Counter
 from collections.abc import Iterator
-from typing import Final
+from typing import Any, Final
 
 from qemu.qmp import ExecuteError
 
@@ -23,6 +23,11 @@ from tests.fuzz.target import Failure, Target
 UNUSED_ID: Final = 0xFFFF_FFF0
 """An id that no episode registers: to ask for its removal is a question without an effect."""
 
+_COUNTERS: Final = (
+    *("epoch", "connections", "disconnects", "guest-messages-sent", "guest-messages-refused"),
+    *("posts-accepted", "posts-delivered", "signals", "interrupts-raised"),
+)
+"""What only grows, whatever happens."""
 _KEPT: Final = 64
 _GROWTH_KIB: Final = 96 * 1024
 _TICK_EVERY: Final = 8
@@ -40,8 +45,8 @@ class Player:
         self._eventfds: list[int] = []
         self._base: Counter[str] = Counter()
         self._base_kib = 0
+        self._info: dict[str, Any] = {}
         self._mark = 0
-        self._refused_before = 0
 
     @property
     def connection(self) -> Connection:
@@ -75,6 +80,7 @@ class Player:
             if self._connection is not None and self._connection.fault is not None:
                 raise self._connection.fault
         await self.well_formed()
+        await self._check_info()
         await self._check_descriptors()
         if self._base_kib and (kib := self.target.memory_kib()) > self._base_kib + _GROWTH_KIB:
             raise Failure(f"QEMU's memory grew from {self._base_kib} to {kib} KiB")
@@ -126,6 +132,25 @@ class Player:
             raise Failure(f"a post to a guest that takes messages got status {status}")
         self.memory.seen["guest rang, posted and took a message"] += 1
         os.close(self._eventfds.pop())
+
+    async def _check_info(self) -> None:
+        """What the device says of itself has to fit a good backend that has registered nothing."""
+        # Firmware resets the machine once more after a reset: the device may be waiting for the
+        # answer to that.
+        async with self.target.deadline("the device to be connected"):
+            while not (info := await self.target.info())["connected"]:
+                await self.barrier()
+        registered = (info["doorbells"], info["interrupts"], info["posts-outstanding"])
+        if any(registered):
+            raise Failure(f"after a good conversation the device says {info}")
+        if info["guest-messages-outstanding"] > p.GUEST_WINDOW:
+            raise Failure(f"more guest messages outstanding than there may be: {info}")
+        if info["connections"] != info["disconnects"] + 1:
+            raise Failure(f"one connection is open, but the device says {info}")
+        fallen = [key for key in _COUNTERS if info[key] < self._info.get(key, 0)]
+        if fallen:
+            raise Failure(f"{fallen} have fallen, from {self._info} to {info}")
+        self._info = info
 
     async def _check_descriptors(self) -> None:
         more = self.target.descriptors() - self._base
@@ -302,6 +327,11 @@ class Player:
             raise Failure(f"refused with {error!r} instead of {action.reason}")
         if not p.REFUSALS[action.reason].search(self.target.log(self._mark)):
             raise Failure(f"QEMU's log does not tell of {action.reason}")
+        async with self.target.deadline(f"the device to name {action.reason} by QMP"):
+            while True:
+                reason = (await self.target.info()).get("disconnect-reason", "")
+                if p.REFUSALS[action.reason].search(reason):
+                    break
         self.memory.seen[f"refused: {action.reason}"] += 1
 
     async def _reported(self, action: a.Reported) -> None:

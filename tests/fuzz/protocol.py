@@ -14,6 +14,7 @@ from typing import Final
 VERSION: Final = 1
 MAX_BODY: Final = 65_536
 MAX_PAYLOAD: Final = 240
+GUEST_WINDOW: Final = 128
 POST_WINDOW: Final = 128
 MAX_REGISTRATIONS: Final = 2_048
 RESULT: Final = struct.Struct("<IIQII")
@@ -57,7 +58,7 @@ class Shape:
 
 FRONTEND: Final = {
     HELLO: Shape("HELLO", 24, 24),
-    MEM_TABLE: Shape("MEM_TABLE", 32, 8 + 16 * 24, fds=-1),  # one for each region
+    MEM_TABLE: Shape("MEM_TABLE", 32, 8 + 64 * 24, fds=-1),  # one for each region
     RESET: Shape("RESET", 4, 4),
     RESUME: Shape("RESUME", 0, 0),
     STOP: Shape("STOP", 0, 0, fds=1),
@@ -91,7 +92,7 @@ REFUSALS: Final = {
         "second HELLO_REPLY": r"second HELLO_REPLY",
         "HELLO_REPLY version": r"HELLO_REPLY with version",
         "HELLO_REPLY features": r"HELLO_REPLY with features that were not offered",
-        "second MEM_TABLE_DONE": r"second MEM_TABLE_DONE",
+        "second MEM_TABLE_DONE": r"MEM_TABLE_DONE without a MEM_TABLE",
         "MEM_TABLE status": r"could not map the memory",
         "credits": r"GUEST_MESSAGE_DONE for \d+ of \d+ messages",
         "post size": r"POST_MESSAGE has a payload of \d+ bytes, but says \d+",

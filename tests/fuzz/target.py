@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import collections
 import contextlib
+import itertools
 import os
 import resource
 import shutil
@@ -181,6 +182,12 @@ class Target:
         async with self.deadline(f"QMP {command}"):
             return await self.qmp_client.execute(command, arguments)
 
+    async def info(self) -> dict[str, Any]:
+        """Return what the device says of itself, VmbusUserInfo."""
+        path = "/machine/peripheral/vmbus"
+        info: dict[str, Any] = await self.qmp("qom-get", {"path": path, "property": "info"})
+        return info
+
     async def hmp(self, line: str) -> str:
         """Execute a command of the human monitor and return what it prints."""
         return str(await self.qmp("human-monitor-command", {"command-line": line})).strip()
@@ -240,7 +247,9 @@ class Target:
         _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         soft = hard
         if spare is not None:
-            soft = 1 + spare + max(map(int, os.listdir(f"/proc/{self.child.pid}/fd")))
+            used = set(map(int, os.listdir(f"/proc/{self.child.pid}/fd")))
+            free = (number for number in itertools.count() if number not in used)
+            soft = next(itertools.islice(free, spare, None))
         resource.prlimit(self.child.pid, resource.RLIMIT_NOFILE, (soft, hard))
 
     def descriptors(self) -> collections.Counter[str]:
