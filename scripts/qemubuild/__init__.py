@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""What scripts/build-qemu and the tools for its patches share; Python's standard library only."""
