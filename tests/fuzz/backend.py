@@ -41,6 +41,8 @@ class Connection:
         self.epoch = 0
         self.error: str | None = None
         self.closed = asyncio.Event()
+        self.opened = asyncio.Event()
+        """Set at the first RESET, or at the end of a connection that did not get so far."""
         self.reset = asyncio.Event()
         """Set at each RESET; a request that was on its way then has no answer."""
         self.fault: Failure | None = None
@@ -143,6 +145,7 @@ class Connection:
             self.fault = failure
         finally:
             self.closed.set()
+            self.opened.set()
             self._forget()
 
     def _split(self) -> None:
@@ -213,6 +216,7 @@ class Connection:
         self._outstanding = 0
         self._forget()
         self.reset.set()
+        self.opened.set()
         if self.answer.reset and len(self._order) == 3 and self._handshaken:
             self._send(epoch, p.frame(p.RESET_DONE, p.words(epoch)))
 

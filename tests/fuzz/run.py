@@ -43,13 +43,15 @@ async def fuzz(
     folder: Path,
     seconds: float | None,
     say: Callable[[str], None],
+    least: int = CARDS,
     patience: float = PATIENCE,
 ) -> Memory:
-    """Play episodes for ``seconds``, or all; returns what was seen.
+    """Play episodes for ``seconds``, and ``least`` of them, or all; returns what was seen.
 
     Raises :class:`Found`. ``folder`` gets QEMU's log, the guest's console and the record.
     """
     record = folder / "record.jsonl"
+    record.unlink(missing_ok=True)
     target = Target(qemu, guest, folder, patience)
     memory = Memory()
     player = Player(target, memory)
@@ -61,7 +63,7 @@ async def fuzz(
         end = None if seconds is None else time.monotonic() + seconds
         for episode in chosen:
             # A slow machine gets the time it takes to see everything once.
-            if end is not None and time.monotonic() > end and count >= CARDS:
+            if end is not None and time.monotonic() > end and count >= least:
                 break
             write_episode(record, episode)
             await player.play(episode)
@@ -101,6 +103,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, help="what to begin with (default: random)")
     parser.add_argument("--replay", type=Path, metavar="RECORD", help="play the record of a run")
     parser.add_argument("--last", type=int, metavar="N", help="of it, the last N episodes only")
+    parser.add_argument("--only", metavar="NAME", help="only episodes whose name has this in it")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="where logs and record go")
     parser.add_argument("--linux", action="store_true", help="with the Linux guest, not storm.c")
     parser.add_argument("--patience", type=float, default=PATIENCE, help=argparse.SUPPRESS)
@@ -118,6 +121,8 @@ def main() -> int:
             seed = new_seed() if options.seed is None else options.seed
             print(f"seed {seed}; {options.seconds:g} s; logs and record in {folder}", flush=True)
             chosen, seconds = episodes(seed, guest.smp), options.seconds
+        if options.only:
+            chosen = (episode for episode in chosen if options.only in episode.name)
         memory = asyncio.run(
             fuzz(
                 chosen,
@@ -126,6 +131,7 @@ def main() -> int:
                 folder=folder,
                 seconds=seconds,
                 say=print,
+                least=0 if options.only else CARDS,
                 patience=options.patience,
             )
         )
@@ -136,7 +142,7 @@ def main() -> int:
         return 130
     for what, times in sorted(memory.seen.items()):
         print(f"{times:8} {what}")
-    if seconds is not None and (never := missing(memory)):
+    if seconds is not None and not options.only and (never := missing(memory)):
         print("never seen: " + "; ".join(never))
     return 0
 
