@@ -205,6 +205,9 @@ static void guest_idle(void)
     apic_ipi(this_cpu()->index, 0x4000 | vector);
     check_eq(rdmsr_safe(MSR_GUEST_IDLE, &value), FAULT_NONE, "GUEST_IDLE with an interrupt pending returns at once");
     irq_enable();
+    if (!has_feature("time")) {
+        return; /* the rest waits with a deadline */
+    }
     check(wait_for(irq_count((u8)vector) == 1), "and the interrupt is still there");
     if (cpu_count == 1) {
         return;

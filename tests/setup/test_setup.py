@@ -43,10 +43,13 @@ def clone(checkout: Path, tmp_path: Path) -> Path:
         else:
             target.mkdir(exist_ok=True)
             shutil.copy(source, target / name)
-    for package in (checkout / "emulator").glob("memory/*.[pc]*"):
-        if package.is_file():
-            (target / "emulator/memory").mkdir(parents=True, exist_ok=True)
-            shutil.copy(package, target / "emulator/memory")
+    for package in ("memory", "ring"):
+        # Not what was built here: *.so.
+        shutil.copytree(
+            checkout / "emulator" / package,
+            target / "emulator" / package,
+            ignore=shutil.ignore_patterns("*.so", "__pycache__"),
+        )
     (target / "emulator/__init__.py").touch()
     return target
 
