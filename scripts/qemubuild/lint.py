@@ -104,7 +104,12 @@ def lint_folder(folder: Path = PATCHES) -> Iterator[str]:
             yield f"series: {name} does not exist"
     if numbers != list(range(1, len(series) + 1)):
         yield "series: the patches are not numbered 1, 2, 3 and so on"
+    subjects: dict[str, str] = {}
     for file in sorted(folder.glob("*.patch")):
+        subject = message(Patch(file.name, file.read_bytes()))[0]
+        if subjects.setdefault(subject, file.name) != file.name:
+            # Tools and people tell patches by it.
+            yield f"{file.name} has the same subject as {subjects[subject]}"
         if file.name not in series:
             yield f"{file.name} is not in series"
 

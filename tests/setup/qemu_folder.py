@@ -172,7 +172,7 @@ def make_checkout(checkout: Path, root: Path) -> Checkout:
     made.patches.mkdir(parents=True)
     made.cache.mkdir()
     (root / "scripts").mkdir()
-    for tool in TOOLS:
+    for tool in (*TOOLS, "debian_archive.py"):
         shutil.copy(checkout / "scripts" / tool, root / "scripts" / tool)
     shutil.copytree(
         checkout / "scripts/qemubuild",
