@@ -13,6 +13,8 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from types import FrameType
+from typing import NoReturn
 
 
 class BuildError(Exception):
@@ -23,6 +25,17 @@ def default_cache() -> Path:
     """Return the folder that QEMU is built in unless another one is asked for."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "vmbus" / "qemu"
+
+
+def interrupted(number: int, frame: FrameType | None) -> NoReturn:
+    """End by a signal, but not before what was begun has been cleaned up."""
+    raise BuildError(f"interrupted by {signal.Signals(number).name}")
+
+
+def clean_up_when_interrupted() -> None:
+    """Make a signal to end a BuildError, even where the shell has made SIGINT be ignored."""
+    signal.signal(signal.SIGTERM, interrupted)
+    signal.signal(signal.SIGINT, interrupted)
 
 
 def say(text: str) -> None:

@@ -43,6 +43,9 @@ int three(void)
 }
 """
 COMMON = {
+    # Git has to take a source as it is, whatever that says of building in it.
+    ".gitignore": "/ignored/\n",
+    "ignored/file": "one\n",
     "VERSION": "0\n",
     "MAINTAINERS": "Devices\nM: A <a@example.org>\nF: hw/covered/\n\nTHE REST\nF: *\nF: */\n",
     "scripts/checkpatch.pl": (

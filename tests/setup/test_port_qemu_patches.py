@@ -118,6 +118,26 @@ def test_new_dropped_and_renumbered_patches(ported: Checkout) -> None:
     assert sorted(own(ported)) == ["0002-hw-add-a-driver.patch", "0004-hw-two-adds-2.patch"]
 
 
+def test_patches_whose_names_are_cut_at_the_same_place(ported: Checkout) -> None:
+    long = "hw: a subject that is so long that the name of the file ends"
+    more = (
+        (f"{long} before it", {"return 1;": "return 11;"}),
+        (
+            f"{long} before that",
+            {"return 3;": "return 33;"},
+        ),
+    )
+    names = ported.write_series(series(ORIGINAL, DRIVER, *more, SECOND))
+    assert names[1][5:] == names[2][5:]
+    port(ported)
+    files = result(ported)
+    assert files["hw/file.c"] == edit(
+        OTHERS, {"return 1;": "return 11;", "return 3;": "return 33;"} | SECOND[1]
+    )
+    tree = ported.root.parent / "port"
+    assert git(tree, "ls-files", "ignored", "VERSION").split() == ["VERSION", "ignored/file"]
+
+
 def test_a_patch_that_fits_both_versions_is_not_kept_twice(ported: Checkout) -> None:
     both = edit(DRIVER, {"#include <first.h>\n": ""})
     ported.write_series(series(ORIGINAL, both, FIRST, SECOND))

@@ -64,8 +64,8 @@ def test_a_good_patch_is_good() -> None:
         (r"(?s)The reason.*to be\n\n", "", "no message body that gives the reason"),
         (r"\[PATCH\] hw/hyperv: add", "[PATCH] Add", "subject is not of the form"),
         (r"of\n that kind", "of\n that kind.", "subject is not of the form"),
-        (r"of\n that kind", "of\n that kind, or another", "subject is longer than 76"),
-        (LINE, LINE + " and so on, and so on, and so on", "message line is longer than 76"),
+        (r"of\n that kind", "of\n that kind, or another one", "subject is longer than 80"),
+        (LINE, LINE + " and so on, and so on, and so on", "message line is longer than 80"),
         (LINE, "See /home/dev/qemu for the reason.", "message names a path of one machine"),
         (r"one = 1;", "one = 1; /* file:///data/x */", "new.c names a path of one machine"),
         (r"GPL-2.0-or-later", "MIT", "new.c: new, and without SPDX"),
@@ -210,6 +210,7 @@ def test_a_replacement_that_is_not_needed_is_named(small: Checkout) -> None:
         ("cp series 10.2/absent", "is there, and listed as absent"),
         ("echo 0003-x.patch >10.2/absent", "10.2/absent: 0003-x.patch is not in series"),
         ("sed -i 's/The reason/A reason/' 10.2/0001-*", "has another message"),
+        ("cp 0001-* 0002-y.patch", "0002-y.patch has the same subject as 0001-"),
         ("mkdir 10.1", "10.1/ is not one of the versions that scripts/build-qemu knows"),
     ],
 )
