@@ -21,7 +21,8 @@ over the rounds of each round's median, and of the ratio within a round. Run fro
 
 The backend is a process of its own, so each exchange has one wake-up more than QEMU's own device
 has. Where waking another CPU is dear, as in a virtual machine, that is what is measured;
-``taskset -c 0`` takes it out, for both.
+``taskset -c 0`` takes it out, for both; ``--awake`` takes out what waking a sleeping CPU costs: a
+process of the policy SCHED_IDLE spins on each, and gives way at once to any other.
 
 The exit status is 1 if a limit of LIMITS is missed.
 """
@@ -30,10 +31,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import multiprocessing
+import os
 import statistics
 import sys
 import tempfile
-from contextlib import AsyncExitStack
+from collections.abc import Iterator
+from contextlib import AsyncExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -235,6 +239,29 @@ def _judge(what: str, limit: Limit, ours: float, ratio: float) -> list[str]:
     return missed
 
 
+@contextmanager
+def _awake() -> Iterator[None]:
+    """Keep each CPU that this process may use from sleeping."""
+
+    def spin(cpu: int) -> None:
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+        os.sched_setaffinity(0, {cpu})
+        while True:
+            pass
+
+    context = multiprocessing.get_context("fork")
+    spinners = [
+        context.Process(target=spin, args=(cpu,), daemon=True) for cpu in os.sched_getaffinity(0)
+    ]
+    for spinner in spinners:
+        spinner.start()
+    try:
+        yield
+    finally:
+        for spinner in spinners:
+            spinner.kill()
+
+
 def main() -> int:
     """Measure; the status is 1 if a limit is missed, 2 if nothing could be measured."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
@@ -243,11 +270,13 @@ def main() -> int:
     parser.add_argument("--packets", type=_positive, default=5000, help="back to back, in a round")
     parser.add_argument("--gap-packets", type=_positive, default=300, help="from idle, in a round")
     parser.add_argument("--gap", type=_positive, default=2000, help="us of sleep before those")
+    parser.add_argument("--awake", action="store_true", help="let no CPU of this machine sleep")
     parser.add_argument("--gpadls", type=_positive, default=300, help="made in a round")
     args = parser.parse_args()
     load = Load(args.packets, args.gap_packets, args.gap, args.gpadls)
     try:
-        return asyncio.run(_measure(args.rounds, args.smp, load))
+        with _awake() if args.awake else nullcontext():
+            return asyncio.run(_measure(args.rounds, args.smp, load))
     except (ProcessDied, QemuError, ImageError, ConsoleClosed, GuestError) as error:
         print(f"bench.latency: {error}", file=sys.stderr)
         return 2
