@@ -24,6 +24,15 @@ from tests.fuzz.target import MAX_STATE_SIZE, Failure
 _SAVED: Final = b"what a backend that is fuzzing saves "
 
 
+def _write_result(pipe: int, data: bytes) -> None:
+    """Write to the pipe of SAVE_STATE or LOAD_STATE; QEMU has closed it where it waits no longer.
+
+    Both may have been sent long before they are read, to a connection that was not accepted yet.
+    """
+    with contextlib.suppress(BrokenPipeError):
+        os.write(pipe, data)
+
+
 class Memory:
     """What has been seen and saved over all connections of a run."""
 
@@ -270,7 +279,7 @@ class Connection:
                 self._held += (memfd, pipe)
                 return
             case "partial":
-                os.write(pipe, p.RESULT.pack(*fields)[:10])
+                _write_result(pipe, p.RESULT.pack(*fields)[:10])
                 self._held += (memfd, pipe)
                 return
             case "close":
@@ -301,7 +310,7 @@ class Connection:
             case "no result":
                 pass
         if how not in ("no result", "close"):
-            os.write(pipe, p.RESULT.pack(*fields) + text)
+            _write_result(pipe, p.RESULT.pack(*fields) + text)
         os.close(memfd)
         os.close(pipe)
 
@@ -327,7 +336,7 @@ class Connection:
             case "no result":
                 pass
         if self.answer.load not in ("no result", "close"):
-            os.write(pipe, p.RESULT.pack(*fields) + text)
+            _write_result(pipe, p.RESULT.pack(*fields) + text)
         os.close(memfd)
         os.close(pipe)
 

@@ -513,6 +513,8 @@ def no_answer_to_a_reset(rng: random.Random, vcpus: int) -> list[a.Action]:
         a.Order("stop"),
         a.Order("migrate", failure="save: no backend"),
         a.Order("cont"),
+        # Firmware resets the machine once more; where that comes later, it wants its own answer.
+        a.Answer(),
         _send(p.frame(p.RESET_DONE, p.words(0)), epoch_at=16),
         a.Served((p.RESET_DONE,)),
     ]

@@ -253,6 +253,8 @@ class Player:
             if status == 3:
                 self._epoch = self.connection.epoch
                 return
+            if self.connection.fault is not None:
+                raise self.connection.fault
             if self.connection.closed.is_set():
                 raise Failure(f"QEMU ended a good conversation: {self.connection.error!r}")
             if status is not None:
@@ -303,11 +305,12 @@ class Player:
         connection = self.connection
         data = bytearray.fromhex("".join(action.pieces))
         for _ in range(action.times):
-            if action.epoch_at is not None:
-                epoch = (connection.epoch + action.epoch_plus) & 0xFFFF_FFFF
-                struct.pack_into("<I", data, action.epoch_at, epoch)
             start = 0
             async with connection.lock:
+                # Under the lock: an answer to a later reset must not come before this one.
+                if action.epoch_at is not None:
+                    epoch = (connection.epoch + action.epoch_plus) & 0xFFFF_FFFF
+                    struct.pack_into("<I", data, action.epoch_at, epoch)
                 with self._made(action.fds) as numbers:
                     for index, piece in enumerate(action.pieces):
                         end = start + len(piece) // 2
