@@ -31,6 +31,8 @@ _COUNTERS: Final = (
 _KEPT: Final = 64
 _GROWTH_KIB: Final = 96 * 1024
 _TICK_EVERY: Final = 8
+_TICKS_OF_A_BOOT: Final = 2
+"""The first may have been on its way when the machine was reset."""
 _PATIENT_TRIES: Final = 3
 
 
@@ -48,6 +50,8 @@ class Player:
         self._info: dict[str, Any] = {}
         self._epoch = 0
         self._mark = 0
+        self._booting = False
+        """Since a reset, or a load of what may have been saved after one, the guest has not run."""
 
     @property
     def connection(self) -> Connection:
@@ -112,6 +116,12 @@ class Player:
             await self._ask(ask)
         if self.connection.fault is not None:
             raise self.connection.fault
+        if self._booting:
+            # Firmware resets the machine once more: not in an episode that reckons without it.
+            for _ in range(_TICKS_OF_A_BOOT):
+                await self.target.tick()
+            await self.barrier()
+            self._booting = False
         if self.connection.epoch != before:
             self.memory.seen["reset during a good conversation"] += 1
         while self._eventfds:
@@ -406,6 +416,7 @@ class Player:
             case "migrate":
                 failure = await self.target.migrate()
             case "savevm" | "loadvm":
+                self._booting |= action.command == "loadvm"
                 failure = await self.target.hmp(f"{action.command} fuzz")
                 if action.command == "loadvm" and failure:
                     # The machine is half of one and half of the other. QEMU ends if it is to be
@@ -421,6 +432,7 @@ class Player:
             raise Failure(f"{action.command}: {failure!r} instead of {action.failure}")
 
     async def _reset(self) -> None:
+        self._booting = True
         with self.target.qmp_client.listener("RESET") as events:
             try:
                 await self.target.qmp("system_reset")
