@@ -5,8 +5,12 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
+from typing import Final
 
 import msgspec
+
+MAX_POLL_US: Final = 10_000
+"""More would be busy waiting: of a core, all."""
 
 
 class DeviceConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -17,10 +21,20 @@ class DeviceConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class HostConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What the backend process must know."""
+    """What the backend process must know.
+
+    ``poll_us`` is for how many microseconds it looks for the guest's next doorbell before it
+    sleeps; None leaves that to the backend (``emulator.machine.doorbells.poll_for``).
+    """
 
     vm: str
     devices: tuple[DeviceConfig, ...] = ()
+    poll_us: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be meant."""
+        if self.poll_us is not None and not 0 <= self.poll_us <= MAX_POLL_US:
+            raise ValueError(f"poll_us must be 0 to {MAX_POLL_US}, not {self.poll_us}")
 
 
 class Accel(StrEnum):
@@ -36,7 +50,7 @@ class MachineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     ``dimms`` are the sizes in MiB of DIMMs that are in the machine beside it, and ``dimm_slots``
     how many there can be, up to ``max_memory_mib`` of memory in all. ``qemu_args`` are further
-    arguments of QEMU, for what has no field here.
+    arguments of QEMU, for what has no field here; ``poll_us`` is HostConfig's.
     """
 
     name: str
@@ -52,6 +66,7 @@ class MachineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     dimms: tuple[int, ...] = ()
     dimm_slots: int = 0
     max_memory_mib: int = 0
+    poll_us: int | None = None
 
     def __post_init__(self) -> None:
         """Refuse values QEMU would refuse with less clear words."""
@@ -76,4 +91,4 @@ class MachineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def host(self) -> HostConfig:
         """The part that the backend needs."""
-        return HostConfig(self.name, self.devices)
+        return HostConfig(self.name, self.devices, self.poll_us)

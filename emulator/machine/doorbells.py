@@ -8,6 +8,11 @@ selector of this loop calls a doorbell's handler itself, when epoll reports it. 
 (EPOLLET, epoll(7)): each write of an eventfd is one, so that the counter need not be read; many
 writes before a look are one event.
 
+Who waits asleep is woken late: where CPUs are virtual that takes as long as all the rest. So, if
+it is allowed to (:meth:`DoorbellSelector.poll_for`), the selector looks for a moment before it
+sleeps, as KVM does for a halted VP (halt_poll_ns) and QEMU's iothreads for their devices
+(poll-max-ns); and only while it pays: a wait that was longer makes the next one sleep at once.
+
 Everything else is asyncio's. Once the doorbells that rang have been answered, each one once, the
 loop has its turn: a guest that rings without end does not keep timers and sockets waiting.
 """
@@ -20,9 +25,13 @@ import math
 import os
 import select
 import selectors
+import time
 from collections.abc import Callable, Mapping
 from selectors import EVENT_READ, EVENT_WRITE, SelectorKey
 from typing import Any, Final, Protocol
+
+POLL_MICROSECONDS: Final = 150
+"""A guest that answers at once is back within this, even where a wake-up takes a third of it."""
 
 _EVENTS_AT_ONCE: Final = 64
 _READABLE: Final = ~select.EPOLLOUT
@@ -39,9 +48,19 @@ _FileObject = int | _HasFileno
 class DoorbellSelector(selectors.BaseSelector):
     """An epoll selector that answers doorbells itself; the rest of it is ``EpollSelector``."""
 
-    def __init__(self, failed: Callable[[Exception], None]) -> None:
-        """Watch nothing yet; ``failed`` is told what the handler of a doorbell raises."""
+    def __init__(
+        self,
+        failed: Callable[[Exception], None],
+        clock: Callable[[], int] = time.perf_counter_ns,
+    ) -> None:
+        """Watch nothing yet; ``failed`` is told what the handler of a doorbell raises.
+
+        ``clock`` is in nanoseconds.
+        """
         self._failed = failed
+        self._clock = clock
+        self._poll_limit = 0
+        self._poll = False
         self._epoll = select.epoll()
         self._keys: dict[int, SelectorKey] = {}
         self._doorbells: dict[int, Callable[[], None]] = {}
@@ -56,6 +75,11 @@ class DoorbellSelector(selectors.BaseSelector):
         if self._doorbells.pop(eventfd, None) is not None:
             self._epoll.unregister(eventfd)
 
+    def poll_for(self, microseconds: int) -> None:
+        """Look for up to this long before sleeping, while events come as close together."""
+        self._poll_limit = microseconds * 1000
+        self._poll = False
+
     def select(self, timeout: float | None = None) -> list[tuple[SelectorKey, int]]:
         """Wait; answer doorbells; return what else is ready. ``timeout`` in seconds."""
         if timeout is not None:
@@ -63,7 +87,7 @@ class DoorbellSelector(selectors.BaseSelector):
             timeout = math.ceil(timeout * 1000) / 1000 if timeout > 0 else 0
         ready: list[tuple[SelectorKey, int]] = []
         try:
-            events = self._epoll.poll(timeout, _EVENTS_AT_ONCE)
+            events = self._wait(timeout)
         except InterruptedError:
             return ready
         for fd, mask in events:
@@ -81,6 +105,18 @@ class DoorbellSelector(selectors.BaseSelector):
                 if wanted & key.events:
                     ready.append((key, wanted & key.events))
         return ready
+
+    def _wait(self, timeout: float | None) -> list[tuple[int, int]]:
+        if timeout == 0 or not self._poll_limit:
+            return self._epoll.poll(timeout, _EVENTS_AT_ONCE)
+        limit = self._clock() + self._poll_limit
+        while self._poll:
+            if events := self._epoll.poll(0, _EVENTS_AT_ONCE):
+                return events
+            self._poll = self._clock() < limit
+        events = self._epoll.poll(timeout, _EVENTS_AT_ONCE)
+        self._poll = self._clock() < limit
+        return events
 
     def register(self, fileobj: _FileObject, events: int, data: Any = None) -> SelectorKey:
         """See ``selectors.BaseSelector``."""
@@ -154,6 +190,10 @@ class DoorbellLoop(asyncio.SelectorEventLoop):
         """Forget ``eventfd``; idempotent."""
         self._doorbell_selector.remove_doorbell(eventfd)
 
+    def poll_for(self, microseconds: int) -> None:
+        """See :meth:`DoorbellSelector.poll_for`."""
+        self._doorbell_selector.poll_for(microseconds)
+
     def _doorbell_failed(self, error: Exception) -> None:
         self.call_exception_handler(
             {"message": "the handler of a doorbell failed", "exception": error}
@@ -182,3 +222,18 @@ def remove_doorbell(eventfd: int) -> None:
         loop.remove_doorbell(eventfd)
     else:
         loop.remove_reader(eventfd)
+
+
+def poll_for(microseconds: int | None, vcpus: int) -> None:
+    """Let the running loop poll for so long before it sleeps; other kinds of loops do not.
+
+    None is for who does not know better: :data:`POLL_MICROSECONDS` where this process may run on
+    more CPUs than the machine has virtual ones, and else not at all. A backend that polls where
+    there is no CPU to spare takes from the guest what it waits for.
+    """
+    loop = asyncio.get_running_loop()
+    if microseconds is None:
+        spare = len(os.sched_getaffinity(0)) > vcpus
+        microseconds = POLL_MICROSECONDS if spare else 0
+    if isinstance(loop, DoorbellLoop):
+        loop.poll_for(microseconds)

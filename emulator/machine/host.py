@@ -46,7 +46,7 @@ from emulator.devices import Device, DeviceState, DeviceStateError, make_device
 from emulator.kmcl import OfferParams, ServerChannel
 from emulator.link import Post, Region, Session, StateRefused, Status
 from emulator.machine.config import HostConfig
-from emulator.machine.doorbells import add_doorbell, remove_doorbell
+from emulator.machine.doorbells import add_doorbell, poll_for, remove_doorbell
 from emulator.memory import GpaError, GuestMemory, MemoryMapError, PageView, RamRegion
 from emulator.ring import IncomingRing, OutgoingRing
 from emulator.wire.packet import GpaRange
@@ -174,6 +174,8 @@ class VmbusHost:
         except MemoryMapError as error:
             raise ValueError(str(error)) from error
         log.info("the guest has %d MiB of memory", self._memory.size >> 20)
+        if self._session is not None:
+            poll_for(self._config.poll_us, self._session.vcpus)
 
     def reset(self) -> None:
         """Close every channel and forget the guest; offers stay."""

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
 from collections.abc import Callable, Iterator
@@ -13,9 +14,11 @@ from typing import Any
 import pytest
 
 from emulator.machine.doorbells import (
+    POLL_MICROSECONDS,
     DoorbellLoop,
     DoorbellSelector,
     add_doorbell,
+    poll_for,
     remove_doorbell,
 )
 
@@ -197,3 +200,106 @@ def test_a_hangup_is_readable(selector: DoorbellSelector) -> None:
         key = selector.register(left, EVENT_READ)
         right.close()
         assert selector.select(0) == [(key, EVENT_READ)]
+
+
+class Waits:
+    """Stands before a selector's epoll and notes for how long it was asked to wait."""
+
+    def __init__(self, selector: DoorbellSelector, asleep: Callable[[], None]) -> None:
+        self.timeouts: list[float | None] = []
+        self._asleep = asleep
+        self._epoll = selector._epoll
+        selector._epoll = self  # type: ignore[assignment]
+
+    def poll(self, timeout: float | None, most: int) -> list[tuple[int, int]]:
+        self.timeouts.append(timeout)
+        if timeout != 0:
+            self._asleep()
+        return self._epoll.poll(0, most)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._epoll, name)
+
+
+class Time:
+    """A clock in nanoseconds that moves by a microsecond with each look at it."""
+
+    def __init__(self) -> None:
+        self.now = 0
+        self.at: dict[int, Callable[[], None]] = {}
+
+    def __call__(self) -> int:
+        self.now += 1000
+        if (act := self.at.pop(self.now // 1000, None)) is not None:
+            act()
+        return self.now
+
+
+def test_it_polls_only_after_an_event_that_came_soon(eventfd: int) -> None:
+    time = Time()
+    selector = DoorbellSelector(unexpected, time)
+    selector.add_doorbell(eventfd, lambda: None)
+    long_us = 0
+
+    def asleep() -> None:
+        time.now += long_us * 1000
+        os.eventfd_write(eventfd, 1)
+
+    waits = Waits(selector, asleep)
+    with contextlib.closing(selector):
+        selector.poll_for(20)
+        selector.select(None)
+        assert waits.timeouts == [None], "it sleeps at first"
+
+        waits.timeouts.clear()
+        time.at[time.now // 1000 + 8] = lambda: os.eventfd_write(eventfd, 1)
+        selector.select(None)
+        assert len(waits.timeouts) > 5
+        assert set(waits.timeouts) == {0}, "the event came while it polled"
+
+        waits.timeouts.clear()
+        long_us = 100
+        selector.select(None)
+        assert waits.timeouts[-1] is None
+        assert 15 <= waits.timeouts.count(0) <= 20, "it polled in vain, for as long as it may"
+
+        waits.timeouts.clear()
+        selector.select(None)
+        assert waits.timeouts == [None], "and not again after such a wait"
+
+
+def test_without_leave_it_never_polls(eventfd: int) -> None:
+    time = Time()
+    selector = DoorbellSelector(unexpected, time)
+    selector.add_doorbell(eventfd, lambda: None)
+    waits = Waits(selector, lambda: os.eventfd_write(eventfd, 1))
+    with contextlib.closing(selector):
+        for _ in range(5):
+            selector.select(None)
+    assert waits.timeouts == [None] * 5
+    assert time.now == 0
+
+
+@pytest.mark.parametrize(
+    ("cpus", "vcpus", "asked", "granted"),
+    [
+        (2, 1, None, POLL_MICROSECONDS),
+        (2, 2, None, 0),
+        (1, 1, None, 0),
+        (1, 4, 70, 70),
+        (8, 1, 0, 0),
+    ],
+)
+def test_it_polls_where_a_cpu_is_left_for_it_or_as_it_is_told(
+    cpus: int, vcpus: int, asked: int | None, granted: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cpus)))
+    granted_to: list[int] = []
+    monkeypatch.setattr(DoorbellLoop, "poll_for", lambda _, us: granted_to.append(us))
+
+    async def main() -> None:
+        poll_for(asked, vcpus)
+
+    with asyncio.Runner(loop_factory=DoorbellLoop) as runner:
+        runner.run(main())
+    assert granted_to == [granted]
