@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> int:
             if args.control_fd is not None
             else listen(args.control_path)
         )
-    except (OSError, msgspec.DecodeError) as error:
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     with asyncio.Runner(loop_factory=DoorbellLoop) as runner:

@@ -85,7 +85,7 @@ class ControlServer:
             request = msgspec.json.decode(line, type=Request)
             ident = request.id
             answer = Answer(ident, result=await self._runner(request.command, request.args))
-        except (ControlError, msgspec.DecodeError) as error:
+        except (ControlError, msgspec.DecodeError, UnicodeDecodeError) as error:
             answer = Answer(ident, error=str(error))
         except Exception as error:
             log.exception("command failed: %s", line[:200])

@@ -252,7 +252,7 @@ class VmbusHost:
         """Take the state of :meth:`save`; raises :class:`StateRefused` with all that is wrong."""
         try:
             saved = msgspec.msgpack.decode(state, type=HostState)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise StateRefused(f"the VMBus state cannot be read: {error}") from error
         self._check(saved)
         old = (self._bus, self._slots, self.devices)

@@ -319,7 +319,7 @@ class ProbeDevice(Device):
     def _restore_packet(self, channel: ServerChannel, restored: RestoredPacket) -> NtStatus:
         try:
             context = msgspec.msgpack.decode(restored.save_buffer, type=PacketContext)
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, UnicodeDecodeError):
             return NtStatus.INVALID_PARAMETER
         packet = channel.packet_allocate()
         if channel is self._data:
@@ -384,7 +384,7 @@ class ProbeDevice(Device):
         """Take over; raises DeviceStateError."""
         try:
             state = msgspec.msgpack.decode(data, type=ProbeState)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise DeviceStateError(f"device {self.name}: {error}") from error
         self._ledger = state.ledger
         self._flight = state.flight
