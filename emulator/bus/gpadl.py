@@ -134,8 +134,9 @@ class GpadlTable:
         table = self._channels.get(gpadl.channel_id, {})
         if gpadl.gpadl_id in table:
             raise GpadlError("it exists already")
-        if gpadl.gpadl_id in self._receiving:
-            # A body could not say which of the two it continues.
+        if gpadl.phase is GpadlPhase.RECEIVING and gpadl.gpadl_id in self._receiving:
+            # A body could not say which of the two it continues. One that is whole already, as
+            # another channel's may be in a snapshot, continues with none.
             raise GpadlError("one with this id is still being received")
         if not gpadl.count or not gpadl.length or gpadl.length % _PFN_SIZE:
             raise GpadlError(f"{gpadl.count} ranges in {gpadl.length} bytes")

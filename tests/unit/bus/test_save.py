@@ -113,6 +113,20 @@ def test_a_half_received_gpadl(rig: Rig) -> None:
     assert rig.owners[key(2)].gpadls[second.gpadl_id][0].pfns == tuple(second.pfns)
 
 
+def test_a_half_received_gpadl_with_the_id_of_a_whole_one_of_another_channel(rig: Rig) -> None:
+    rig.connected(1, 2)
+    # The table lists channel 1 first, and with it what is not whole before what is.
+    rig.guest.make_gpadl(1, 4)
+    rig.guest.gpadl_begin(2, 4, gpadl_id=0x77)
+    half = rig.guest.gpadl_begin(1, 100, gpadl_id=0x77)
+    assert [saved.gpadl_id for saved in rig.bus.save().gpadls][1:] == [0x77, 0x77]
+    transfer(rig, [offer(1), offer(2)])
+    while half.unsent:
+        rig.guest.gpadl_go_on(half)
+    assert half.state == "created"
+    assert not rig.errors
+
+
 def test_opening_is_restored_open_and_the_guest_is_told(slow: Rig) -> None:
     slow.connected(1)
     slow.opened(1)
