@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from emulator.cli.inspect import inspect
+from emulator.cli.ps import ps
 from emulator.machine.config import Accel
 
 if TYPE_CHECKING:
@@ -119,6 +121,10 @@ def doctor(
         shown.show(found)
     if found.tcg:
         raise typer.Exit(1)
+
+
+app.command()(ps)
+app.command()(inspect)
 
 
 @contextlib.contextmanager

@@ -3,8 +3,8 @@
 
 A VSP makes a :class:`ServerChannel`, configures it while it is Disabled, enables it, starts it,
 and answers :class:`IncomingPacket` objects; it sends with :class:`OutgoingPacket` objects. The
-provider below implements :class:`ChannelPort`. Pure: no clock, no socket, no thread; calls that
-block in the DDI take a callback.
+provider below implements :class:`ChannelPort`. Pure: no socket, no thread, and a clock only to
+measure; calls that block in the DDI take a callback.
 """
 
 from emulator.kmcl.channel import ChannelStats, ServerChannel

@@ -33,7 +33,8 @@ from emulator.kmcl.config import (
     ConfiguredChannel,
 )
 from emulator.kmcl.errors import ChannelFault, FaultKind, KmclError
-from emulator.kmcl.packets import IncomingPacket, OutgoingPacket
+from emulator.kmcl.meter import TIMED_DOORBELLS
+from emulator.kmcl.packets import IncomingPacket, OutgoingPacket, TimedPacket
 from emulator.kmcl.snapshot import SaveResult, Snapshots
 from emulator.kmcl.states import Connection, OutgoingState, Queue, Restore, Run
 from emulator.kmcl.traffic import Hooks, Traffic, UnreadPacket
@@ -92,6 +93,7 @@ class ServerChannel(ConfiguredChannel):
             ),
             DEFAULT_TRANSACTION_QUOTA,
         )
+        self._meter = self.traffic.meter
 
     # What state it is in.
 
@@ -378,6 +380,17 @@ class ServerChannel(ConfiguredChannel):
             case _:
                 done()
 
+    def port_doorbell(self) -> None:
+        """As :meth:`port_interrupt`, for a doorbell: count it, and time some."""
+        meter = self._meter
+        meter.doorbells += 1
+        if meter.doorbells % TIMED_DOORBELLS != 1:
+            self.port_interrupt()
+            return
+        meter.rung()
+        self.port_interrupt()
+        meter.rung_ns = 0
+
     def port_interrupt(self) -> None:
         """Look at both rings: the guest signalled, or may have. Spurious calls are harmless."""
         match self._queue:
@@ -524,7 +537,8 @@ class ServerChannel(ConfiguredChannel):
                     f"the channel takes {most} in {chain}",
                 )
                 return False
-        incoming = IncomingPacket(
+        kind = TimedPacket if self._meter.rung_ns else IncomingPacket
+        incoming = kind(
             self, packet.payload, packet.ranges, packet.transaction_id, packet.completion_requested
         )
         self.traffic.held[incoming] = None

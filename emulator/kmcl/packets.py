@@ -9,6 +9,7 @@ The two are different things in KMCL and are saved differently. A VMBPACKETCOMPL
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -115,6 +116,30 @@ class IncomingPacket:
             with contextlib.suppress(BufferError):
                 view.release()
         self._views.clear()
+
+
+class TimedPacket(IncomingPacket):
+    """One of the few requests whose completion is timed; the others need not ask whether."""
+
+    __slots__ = ("_delivered_ns",)
+
+    def __init__(
+        self,
+        channel: ServerChannel,
+        payload: bytes,
+        external: tuple[GpaRange, ...],
+        transaction_id: int,
+        completion_requested: bool,
+    ) -> None:
+        """Made by the channel only, just before it goes to the VSP."""
+        super().__init__(channel, payload, external, transaction_id, completion_requested)
+        self._delivered_ns = channel.traffic.meter.delivering()
+
+    def complete(self, data: bytes = b"") -> None:
+        """As :meth:`IncomingPacket.complete`, and count how long it took until now."""
+        duration_ns = time.perf_counter_ns() - self._delivered_ns
+        super().complete(data)
+        self._channel.traffic.meter.completion.add(duration_ns)
 
 
 CompletionRoutine = Callable[["OutgoingPacket", NtStatus, bytes | None], None]

@@ -29,6 +29,7 @@ from enum import Enum
 from typing import Final, assert_never
 
 from emulator.kmcl.errors import ChannelFault, FaultKind
+from emulator.kmcl.meter import Meter
 from emulator.kmcl.packets import (
     IncomingPacket,
     OutgoingPacket,
@@ -101,6 +102,7 @@ class Traffic:
         self.queue: deque[OutgoingPacket | QueuedCompletion] = deque()
         self.table = TransactionTable()
         self.faults: list[ChannelFault] = []
+        self.meter = Meter()
 
     # Rings come and go.
 
@@ -125,6 +127,7 @@ class Traffic:
     def detach(self) -> None:
         """Let go of the rings."""
         self.stop()
+        self.meter.bytes_in, self.meter.bytes_out = self.bytes_moved
         self._incoming = self._outgoing = None
 
     def start(self) -> None:
@@ -145,6 +148,19 @@ class Traffic:
         if self._receiving:
             self.stop_receiving()
         self._transmitting = False
+
+    @property
+    def bytes_moved(self) -> tuple[int, int]:
+        """Bytes read from and written to the rings since the backend started, headers included."""
+        return (
+            self.meter.bytes_in + (self._incoming.moved if self._incoming else 0),
+            self.meter.bytes_out + (self._outgoing.moved if self._outgoing else 0),
+        )
+
+    @property
+    def incoming_ring(self) -> IncomingRing | None:
+        """The guest-to-host ring, if there is a peer."""
+        return self._incoming
 
     @property
     def outgoing_ring(self) -> OutgoingRing | None:
@@ -206,6 +222,7 @@ class Traffic:
 
     def _read_batch(self, ring: IncomingRing) -> None:
         delivered = 0
+        could_take = self._may_take
         try:
             while ring is self._incoming and self._may_take and self._may_read():
                 if len(self.held) >= self.quota:
@@ -222,6 +239,7 @@ class Traffic:
         except RingCorrupt as error:
             self._incoming_corrupt(error)
         finally:
+            self.meter.packets_in += could_take - self._may_take
             if ring is self._incoming and self._receiving:
                 self._commit(ring)
         if delivered:
@@ -380,6 +398,7 @@ class Traffic:
         return ring.request_space(ring.packet_size(len(self.queue[0].payload)))
 
     def _written(self, items: list[OutgoingPacket | QueuedCompletion], signal: bool) -> None:
+        self.meter.packets_out += len(items)
         # All states first: the guest may answer from within the signal.
         complete: list[OutgoingPacket] = []
         for item in items:

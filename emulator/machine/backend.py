@@ -9,12 +9,13 @@ goes away it waits for the next one, with a guest forgotten (docs/vmbus-user.md,
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import logging
 import os
 import signal
 import socket
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 from emulator.devices import DeviceStateError
@@ -22,6 +23,9 @@ from emulator.link import Session
 from emulator.machine.config import HostConfig
 from emulator.machine.control import ControlError, ControlServer
 from emulator.machine.host import VmbusHost
+from emulator.machine.inspect import inspect, peak_private_kib
+from emulator.machine.registry import RegistryError, registered
+from emulator.machine.report import Host
 
 log = logging.getLogger(__name__)
 
@@ -48,13 +52,37 @@ async def serve(config: HostConfig, listener: socket.socket, control: socket.soc
         host.attach(Session(sock, host))
 
     server = await ControlServer(_runner(host)).listen(control)
+    path = control.getsockname()
     loop.add_reader(listener, accept)
     # What is alive now lives as long as the process: keep it out of every later collection.
     gc.collect()
     gc.freeze()
     async with server:
-        await stop.wait()
+        with _registered(config.vm, path):
+            await stop.wait()
     loop.remove_reader(listener)
+
+
+@contextlib.contextmanager
+def _registered(vm: str, control: str) -> Iterator[None]:
+    """List the VM for ``vmbus ps``; a machine runs as well without being listed."""
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(registered(vm, control))
+        except RegistryError as error:
+            log.warning("`vmbus ps` will not show this machine: %s", error)
+        yield
+
+
+def _inspect(host: VmbusHost, args: dict[str, Any]) -> Host:
+    channel = args.get("channel")
+    if channel is not None and not isinstance(channel, int):
+        raise ControlError("inspect: `channel` is a channel id")
+    try:
+        return inspect(host, channel)
+    except KeyError as error:
+        ids = ", ".join(str(channel.channel_id) for channel in host.bus.table) or "none"
+        raise ControlError(f"{host.name} has no channel {channel}; its channels: {ids}") from error
 
 
 def _runner(host: VmbusHost) -> Any:
@@ -72,6 +100,8 @@ def _runner(host: VmbusHost) -> Any:
     async def run(command: str, args: dict[str, Any]) -> Any:
         if command == "status":
             return await status(args)
+        if command == "inspect":
+            return _inspect(host, args)
         name, _, verb = command.partition(".")
         device = host.devices.get(name)
         action = device.commands().get(verb) if device else None
@@ -83,9 +113,3 @@ def _runner(host: VmbusHost) -> Any:
             raise ControlError(f"{command}: {error}") from error
 
     return run
-
-
-def peak_private_kib() -> int:
-    """Return the process's peak memory beside guest RAM, in KiB (proc(5): VmHWM less RssShmem)."""
-    fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return int(fields["VmHWM"].split()[0]) - int(fields["RssShmem"].split()[0])

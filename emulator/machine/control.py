@@ -3,8 +3,11 @@
 
 A request is ``{"id": n, "command": "probe.counts", "args": {...}}``; its answer
 ``{"id": n, "result": ...}`` or ``{"id": n, "error": "text"}``. Commands may take long (wait for the
-guest) and are answered in the order in which they end. The socket is for the machine's owner; its
-protection is the folder it is in.
+guest) and are answered in the order in which they end.
+
+The socket is for the machine's owner alone. It is made with mode 0600, and because a mode can be
+changed and a descriptor be handed on, the server asks the kernel who connects (unix(7),
+SO_PEERCRED) and closes the connection of any other user, root included: root has other ways.
 """
 
 from __future__ import annotations
@@ -12,7 +15,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import socket
+import struct
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Final
@@ -22,6 +27,8 @@ import msgspec
 log = logging.getLogger(__name__)
 
 _LINE_LIMIT: Final = 16 * 1024 * 1024
+_UCRED: Final = struct.Struct("iII")
+"""struct ucred: pid, uid, gid."""
 
 
 class ControlError(Exception):
@@ -55,15 +62,21 @@ Runner = Callable[[str, dict[str, Any]], Awaitable[Any]]
 class ControlServer:
     """Serves commands on a UNIX socket."""
 
-    def __init__(self, runner: Runner) -> None:
-        """Carry out commands with ``runner``."""
+    def __init__(self, runner: Runner, owner: int | None = None) -> None:
+        """Carry out commands with ``runner`` for the user ``owner``; by default, our own."""
         self._runner = runner
+        self._owner = os.geteuid() if owner is None else owner
 
     async def listen(self, sock: socket.socket) -> asyncio.Server:
         """Serve connections to ``sock``, a listening UNIX socket."""
         return await asyncio.start_unix_server(self._serve, sock=sock, limit=_LINE_LIMIT)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        user = _peer(writer.get_extra_info("socket"))
+        if user != self._owner:
+            log.warning("user %d tried to give commands; only user %d may", user, self._owner)
+            writer.close()
+            return
         tasks: set[asyncio.Task[None]] = set()
         try:
             while line := await reader.readline():
@@ -93,6 +106,12 @@ class ControlServer:
         writer.write(msgspec.json.encode(answer) + b"\n")
         with contextlib.suppress(ConnectionError):
             await writer.drain()
+
+
+def _peer(sock: socket.socket) -> int:
+    """Return the user id of the process that connected."""
+    credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+    return int(_UCRED.unpack(credentials)[1])
 
 
 class ControlClient:

@@ -47,6 +47,7 @@ from emulator.kmcl import OfferParams, ServerChannel
 from emulator.link import Post, Region, Session, StateRefused, Status
 from emulator.machine.config import HostConfig
 from emulator.machine.doorbells import add_doorbell, poll_for, remove_doorbell
+from emulator.machine.inspect import MessageMeter
 from emulator.memory import GpaError, GuestMemory, MemoryMapError, PageView, RamRegion
 from emulator.ring import IncomingRing, OutgoingRing
 from emulator.wire.packet import GpaRange
@@ -122,6 +123,7 @@ class VmbusHost:
         self._stopped = True
         self._restoring: dict[OfferKey, OpenParams | None] = {}
         self.guest_errors: deque[str] = deque(maxlen=64)
+        self.messages = MessageMeter()
         self._bus = BusHost(BusConfig())
         self._slots = _Slots()
         self.devices: dict[str, Device] = self._make_devices()
@@ -143,9 +145,36 @@ class VmbusHost:
         """Whether a frontend is connected."""
         return self._session is not None
 
+    # For inspection (emulator.machine.inspect).
+
+    @property
+    def name(self) -> str:
+        """The name of the VM."""
+        return self._config.vm
+
+    @property
+    def running(self) -> bool:
+        """Whether the virtual CPUs run."""
+        return not self._stopped
+
+    @property
+    def posts_waiting(self) -> int:
+        """Messages for the guest that are not known to be in its SIM page."""
+        return len(self._session.posts) if self._session is not None else 0
+
+    @property
+    def messages_held(self) -> int:
+        """Messages of the guest that wait until it has read enough of ours."""
+        return len(self._deferred)
+
+    def server_channel(self, key: OfferKey) -> ServerChannel | None:
+        """Return the KMCL channel of an offer; None if it has been rescinded."""
+        slot = self._slots.by_key.get(key)
+        return slot.channel if slot is not None else None
+
     @property
     def bus(self) -> BusHost:
-        """The bus, for inspection."""
+        """The bus."""
         return self._bus
 
     def memory_regions(self) -> list[tuple[int, int]]:
@@ -197,6 +226,7 @@ class VmbusHost:
         # A guest that asks and never reads would otherwise queue answers here without bound.
         while self._deferred and self._session and len(self._session.posts) < _POST_LIMIT:
             message = self._deferred.popleft()
+            self.messages.guest_message(message.payload)
             self._bus.guest_message(message.connection_id, message.payload)
             # The answers first: the guest waits for them.
             self._pump()
@@ -353,6 +383,7 @@ class VmbusHost:
 
     def signal(self, channel: ServerChannel) -> None:
         """Interrupt the guest on the channel's event flag."""
+        channel.traffic.meter.interrupts += 1
         interrupt = self._slots.by_channel[channel].interrupt
         if interrupt >= 0:
             # contextlib.suppress costs as much as the system call does.
@@ -402,6 +433,7 @@ class VmbusHost:
         match effect:
             case SendMessage():
                 if self._session is not None:
+                    self.messages.host_message(effect.payload)
                     self._session.post(Post(effect.vp, effect.sint, effect.payload))
             case ChannelOpening():
                 self._open(self._slots.by_key[effect.key], effect.params)
@@ -423,10 +455,14 @@ class VmbusHost:
             case ChannelReleased():
                 log.debug("guest released %s", effect.key)
             case GuestError():
-                log.warning("guest: %s", effect.text)
-                self.guest_errors.append(effect.text)
+                self._blame(effect.text)
             case _:
                 assert_never(effect)
+
+    def _blame(self, text: str) -> None:
+        log.warning("guest: %s", text)
+        self.guest_errors.append(text)
+        self.messages.guest_errors += 1
 
     def _rings(self, slot: _Slot, params: OpenParams) -> tuple[IncomingRing, OutgoingRing]:
         view = self._memory.pages(params.ring_pfns)
@@ -446,7 +482,7 @@ class VmbusHost:
             incoming, outgoing = self._rings(slot, params)
             ok = slot.channel.port_opened(incoming, outgoing).is_success
         except GpaError as error:
-            self.guest_errors.append(f"channel {params.channel_id}: bad ring: {error}")
+            self._blame(f"channel {params.channel_id}: bad ring: {error}")
             ok = False
         if ok:
             self._register(slot, params)
@@ -464,7 +500,7 @@ class VmbusHost:
             if status is Status.DONE and slot.doorbell == doorbell:
                 slot.channel.port_interrupt()
 
-        add_doorbell(doorbell, slot.channel.port_interrupt)
+        add_doorbell(doorbell, slot.channel.port_doorbell)
         self._session.add_doorbell(params.connection_id, doorbell, registered)
         self._move(slot, params.target_vp)
 

@@ -178,7 +178,7 @@ class VirtualMachine:
 
     async def _spawn_backend(self, sockets: Sockets) -> None:
         # The sockets are made here: QEMU can connect while the backend is still starting.
-        vmbus, control = listen(sockets.vmbus), listen(sockets.control)
+        vmbus, control = listen(sockets.vmbus), listen(sockets.control, 0o600)
         config = Path(sockets.vmbus).with_name("backend.json")
         config.write_bytes(msgspec.json.encode(self.config.host))
         args = [sys.executable, "-m", "emulator.machine", f"--fd={vmbus.fileno()}"]

@@ -19,6 +19,8 @@ reader, made room      store `out`                    load `pending_send_size`, 
 =====================  =============================  ===================================
 """
 
+from typing import NamedTuple
+
 from emulator.memory import PageView
 from emulator.ring.errors import RingCorrupt, RingRule
 from emulator.ring.plain import plain_packets
@@ -33,6 +35,7 @@ __all__ = [
     "PENDING_SEND_SIZE",
     "RESERVE",
     "RingEnd",
+    "RingWords",
 ]
 
 # Byte offsets in the control page.
@@ -49,10 +52,24 @@ RESERVE = 8
 """Bytes that always stay free, so that a full ring does not look empty."""
 
 
+class RingWords(NamedTuple):
+    """The words of a control page, each as it was loaded once: a guest may have put anything there.
+
+    ``used`` is the bytes between ``out`` and ``in``, or None if they are not offsets in the ring.
+    """
+
+    in_offset: int
+    out_offset: int
+    interrupt_mask: int
+    pending_send_size: int
+    feature_bits: int
+    used: int | None
+
+
 class RingEnd:
     """The part of a ring end that does not depend on the direction."""
 
-    __slots__ = ("_plain", "_size", "_view")
+    __slots__ = ("_laps", "_plain", "_size", "_start", "_view")
 
     def __init__(self, view: PageView) -> None:
         """Take a view of the control page and the data pages; nothing is read or written yet.
@@ -65,6 +82,22 @@ class RingEnd:
         self._view = view
         self._plain = plain_packets(view)
         self._size = len(view) - PAGE_SIZE
+        # For counting: where the own offset began, and how often it came around the end.
+        self._start = self._laps = 0
+
+    def words(self) -> RingWords:
+        """Look at the control page, for inspection: nothing is checked, kept or changed."""
+        load = self._view.load_u32
+        in_offset, out_offset = load(IN), load(OUT)
+        valid = max(in_offset, out_offset) < self._size and not (in_offset | out_offset) & 7
+        return RingWords(
+            in_offset,
+            out_offset,
+            load(INTERRUPT_MASK),
+            load(PENDING_SEND_SIZE),
+            load(FEATURE_BITS),
+            (in_offset - out_offset) % self._size if valid else None,
+        )
 
     @property
     def size(self) -> int:

@@ -69,7 +69,7 @@ class IncomingRing(RingEnd):
         self._load_offsets()
 
     def _load_offsets(self) -> None:
-        self._out = self._released = self._load_offset(OUT)
+        self._out = self._released = self._start = self._load_offset(OUT)
         self._in = self._load_offset(IN)
 
     def read(self) -> Packet | None:
@@ -119,6 +119,8 @@ class IncomingRing(RingEnd):
             return False
         self._view.store_u32(OUT, new_out)
         self._released = new_out
+        if new_out < old_out:
+            self._laps += 1
         # The guest stores pending_send_size, fences and looks at `out` again. If that look came
         # before the store above, the load below comes after its store, and the guest is signalled.
         self._view.fence()
@@ -147,6 +149,11 @@ class IncomingRing(RingEnd):
         # more.
         self._view.fence()
         return self._load_in() != self._out
+
+    @property
+    def moved(self) -> int:
+        """Bytes of packets read and released since the ring was taken up."""
+        return self._laps * self._size + self._released - self._start
 
     @property
     def unread_bytes(self) -> int:

@@ -79,8 +79,13 @@ class OutgoingRing(RingEnd):
     def _take_up(self) -> None:
         self._view.store_u32(PENDING_SEND_SIZE, 0)
         self._view.store_u32(FEATURE_BITS, FEATURE_PENDING_SEND_SIZE)
-        self._in = self._published = self._load_offset(IN)
+        self._in = self._published = self._start = self._load_offset(IN)
         self._out = self._load_offset(OUT)
+
+    @property
+    def moved(self) -> int:
+        """Bytes of packets written and published since the ring was taken up."""
+        return self._laps * self._size + self._published - self._start
 
     @property
     def largest_payload(self) -> int:
@@ -152,6 +157,8 @@ class OutgoingRing(RingEnd):
         previous = self._published
         if previous == self._in:
             return False
+        if self._in < previous:
+            self._laps += 1
         if self._plain is not None:
             self._published = self._in
             out = self._plain.publish(self._view, self._in)
