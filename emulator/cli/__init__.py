@@ -16,6 +16,7 @@ import typer
 
 from emulator.cli.inspect import inspect
 from emulator.cli.ps import ps
+from emulator.cli.serve import serve
 from emulator.machine.config import Accel
 
 if TYPE_CHECKING:
@@ -125,6 +126,7 @@ def doctor(
 
 app.command()(ps)
 app.command()(inspect)
+app.command()(serve)
 
 
 @contextlib.contextmanager

@@ -20,4 +20,9 @@ def make_device(kind: str, name: str, vm: str, port: ChannelPort) -> Device:
     return _KINDS[kind](name, vm, port)
 
 
-__all__ = ["Command", "Device", "DeviceState", "DeviceStateError", "make_device"]
+def kinds() -> list[str]:
+    """Name the registered kinds."""
+    return sorted(_KINDS)
+
+
+__all__ = ["Command", "Device", "DeviceState", "DeviceStateError", "kinds", "make_device"]

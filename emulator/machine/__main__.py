@@ -1,53 +1,42 @@
 # SPDX-License-Identifier: MIT
-"""Start the backend process: ``python -m emulator.machine``, without what only the CLI needs."""
+"""Start the backend process: ``python -m emulator.machine``, without what only the CLI needs.
+
+``vmbus serve`` is the same program for people (docs/serve.md).
+"""
 
 from __future__ import annotations
 
 import argparse
-import asyncio
-import logging
-import socket
 import sys
 from pathlib import Path
 
-import msgspec
-
-from emulator.machine.backend import serve
-from emulator.machine.config import HostConfig
-from emulator.machine.doorbells import DoorbellLoop
-from emulator.machine.sockets import listen
+from emulator.machine.program import Options, UsageError, capabilities, run
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the backend until SIGTERM; returns the exit status."""
     parser = argparse.ArgumentParser(
-        prog="vmbus backend", description="The VMBus host of one VM (docs/vmbus-user.md)."
+        prog="vmbus backend", description="The VMBus host of one or more VMs (docs/serve.md)."
     )
-    where = parser.add_mutually_exclusive_group(required=True)
-    where.add_argument("--socket-path", type=Path, help="listen for QEMU at this UNIX socket")
-    where.add_argument("--fd", type=int, help="a listening UNIX socket")
-    control = parser.add_mutually_exclusive_group(required=True)
-    control.add_argument("--control-path", type=Path, help="listen for commands at this socket")
-    control.add_argument("--control-fd", type=int, help="a listening UNIX socket for commands")
-    parser.add_argument("--config", type=Path, required=True, help="JSON: vm and devices")
-    args = parser.parse_args(argv)
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+    parser.add_argument("--socket-path", type=Path, help="listen for QEMU at this UNIX socket")
+    parser.add_argument("--fd", type=int, help="a UNIX socket that listens or is connected")
+    parser.add_argument("--control-path", type=Path, help="listen for commands at this socket")
+    parser.add_argument("--control-fd", type=int, help="a listening UNIX socket for commands")
+    parser.add_argument("--config", type=Path, help="JSON or TOML: vm and devices, or several vms")
+    parser.add_argument("--state", type=Path, help="file for the state between two runs")
+    parser.add_argument("--print-capabilities", action="store_true", help="print JSON and end")
+    args = vars(parser.parse_args(argv))
+    if args.pop("print_capabilities"):
+        print(capabilities())
+        return 0
     try:
-        config = msgspec.json.decode(args.config.read_bytes(), type=HostConfig)
-        vmbus = socket.socket(fileno=args.fd) if args.fd is not None else listen(args.socket_path)
-        commands = (
-            socket.socket(fileno=args.control_fd)
-            if args.control_fd is not None
-            else listen(args.control_path)
-        )
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+        return run(Options(**args))
+    except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
-    with asyncio.Runner(loop_factory=DoorbellLoop) as runner:
-        runner.run(serve(config, vmbus, commands))
-    return 0
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"error: {where}{error.strerror}", file=sys.stderr)
+    return 1
 
 
 if __name__ == "__main__":

@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: MIT
-"""The backend process: a VMBus host that serves one QEMU, and a control socket beside it.
+"""The backend process: VMBus hosts, each of which serves one QEMU, and a control socket for each.
 
 It follows vhost-user's rules for backend programs: it does not daemonise, ends on SIGTERM, fails
 early with a status other than 0, and takes its socket by path or by descriptor. When the frontend
 goes away it waits for the next one, with a guest forgotten (docs/vmbus-user.md, "Disconnect").
+
+Several VMs share the process and nothing else: each :class:`Backend` has its own host, devices,
+guest memory and sockets, and no object of one is known to another.
 """
 
 from __future__ import annotations
@@ -13,13 +16,19 @@ import contextlib
 import gc
 import logging
 import os
+import resource
 import signal
 import socket
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
 
 from emulator.devices import DeviceStateError
-from emulator.link import Session
+from emulator.link import Session, StateRefused
+from emulator.machine import statefile
+from emulator.machine.activation import is_listening, notify
 from emulator.machine.config import HostConfig
 from emulator.machine.control import ControlError, ControlServer
 from emulator.machine.host import VmbusHost
@@ -29,38 +38,151 @@ from emulator.machine.report import Host
 
 log = logging.getLogger(__name__)
 
+DRAIN_SECONDS: Final = 1.0
+"""How long the devices have, at the end, to complete what they hold."""
 
-async def serve(config: HostConfig, listener: socket.socket, control: socket.socket) -> None:
-    """Serve frontends that connect to ``listener``, one at a time, until SIGTERM or SIGINT."""
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """One VM to serve. ``vmbus`` listens for QEMU or is connected to it; ``state`` is a file."""
+
+    config: HostConfig
+    vmbus: socket.socket
+    control: socket.socket
+    state: Path | None = None
+
+
+class Backend:
+    """One VM: its host, the connection to its QEMU, and its commands."""
+
+    def __init__(self, served: Served) -> None:
+        """Make the host, with the state that was kept if it fits."""
+        self._served = served
+        self._host = VmbusHost(served.config)
+        self._session: Session | None = None
+        self._stack = contextlib.AsyncExitStack()
+
+    async def start(self, ended: Callable[[], None]) -> None:
+        """Take connections and commands from now on.
+
+        ``ended`` is called when the one connection that was handed over, not accepted, has ended.
+        """
+        self._load()
+        loop = asyncio.get_running_loop()
+        vmbus, control = self._served.vmbus, self._served.control
+        server = await ControlServer(_runner(self._host)).listen(control)
+        await self._stack.enter_async_context(server)
+        self._stack.enter_context(_registered(self._served.config.vm, control.getsockname()))
+        vmbus.setblocking(False)
+        if is_listening(vmbus):
+            loop.add_reader(vmbus, self._accept)
+            self._stack.callback(loop.remove_reader, vmbus)
+        else:
+            self._host.frontend_gone = ended
+            self._attach(vmbus)
+
+    async def stop(self) -> bool:
+        """Let go of the guest and keep the state; returns whether it was kept, or need not be."""
+        await self._stack.aclose()
+        host = self._host
+        if host.connected:
+            drained = asyncio.Event()
+            host.stopping(drained.set)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(DRAIN_SECONDS):
+                    await drained.wait()
+            if self._session is not None:
+                self._session.close()
+            host.connection_lost(None)
+        return self._keep()
+
+    def _accept(self) -> None:
+        try:
+            sock, _ = self._served.vmbus.accept()
+        except OSError as error:
+            # Nobody there any more, or no descriptor left: QEMU will try again.
+            if not isinstance(error, BlockingIOError):
+                log.error("%s: cannot take a connection: %s", self._served.config.vm, error)
+            return
+        if self._host.connected:
+            log.error(
+                "%s: a second frontend tried to connect; one VM has one backend",
+                self._served.config.vm,
+            )
+            sock.close()
+            return
+        self._attach(sock)
+
+    def _attach(self, sock: socket.socket) -> None:
+        log.info("%s: QEMU connected", self._served.config.vm)
+        self._session = Session(sock, self._host)
+        self._host.attach(self._session)
+
+    def _load(self) -> None:
+        path = self._served.state
+        if path is None:
+            return
+        try:
+            state = statefile.read(path)
+            if state is not None:
+                self._host.load(state)
+                log.info("%s: goes on from %s", self._served.config.vm, path)
+        except (statefile.StateFileError, StateRefused) as error:
+            refused = path.with_name(f"{path.name}.refused")
+            log.error(
+                "%s: starts without its state, which is kept as %s: %s",
+                self._served.config.vm,
+                refused,
+                error,
+            )
+            path.replace(refused)
+
+    def _keep(self) -> bool:
+        path = self._served.state
+        if path is None:
+            return True
+        try:
+            statefile.write(path, self._host.save())
+        except (OSError, StateRefused) as error:
+            log.error("%s: the state was not kept: %s", self._served.config.vm, error)
+            return False
+        return True
+
+
+async def serve(vms: list[Served]) -> bool:
+    """Serve VMs until SIGTERM or SIGINT, or until the connections that were handed over have ended.
+
+    Returns whether all states were kept. Raises OSError if a state file cannot be read.
+    """
     loop = asyncio.get_running_loop()
-    listener.setblocking(False)
-    host = VmbusHost(config)
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    _raise_descriptor_limit()
+    backends = [Backend(served) for served in vms]
+    lasting = set(backends)
 
-    def accept() -> None:
-        try:
-            sock, _ = listener.accept()
-        except BlockingIOError:
-            return
-        if host.connected:
-            log.error("a second frontend tried to connect; one VM has one backend")
-            sock.close()
-            return
-        log.info("QEMU connected")
-        host.attach(Session(sock, host))
+    def ended(backend: Backend) -> None:
+        lasting.discard(backend)
+        if not lasting:
+            stop.set()
 
-    server = await ControlServer(_runner(host)).listen(control)
-    path = control.getsockname()
-    loop.add_reader(listener, accept)
+    for backend in backends:
+        await backend.start(partial(ended, backend))
     # What is alive now lives as long as the process: keep it out of every later collection.
     gc.collect()
     gc.freeze()
-    async with server:
-        with _registered(config.vm, path):
-            await stop.wait()
-    loop.remove_reader(listener)
+    notify("READY=1")
+    await stop.wait()
+    notify("STOPPING=1")
+    return all([await backend.stop() for backend in backends])
+
+
+def _raise_descriptor_limit() -> None:
+    """Allow as many descriptors as we may: a VM has up to 4,094 eventfds for its channels."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 @contextlib.contextmanager
@@ -70,7 +192,7 @@ def _registered(vm: str, control: str) -> Iterator[None]:
         try:
             stack.enter_context(registered(vm, control))
         except RegistryError as error:
-            log.warning("`vmbus ps` will not show this machine: %s", error)
+            log.warning("`vmbus ps` will not show %s: %s", vm, error)
         yield
 
 

@@ -21,7 +21,7 @@ class DeviceConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class HostConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What the backend process must know.
+    """What the backend process must know of one VM.
 
     ``poll_us`` is for how many microseconds it looks for the guest's next doorbell before it
     sleeps; None leaves that to the backend (``emulator.machine.doorbells.poll_for``).
@@ -35,6 +35,43 @@ class HostConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """Refuse what cannot be meant."""
         if self.poll_us is not None and not 0 <= self.poll_us <= MAX_POLL_US:
             raise ValueError(f"poll_us must be 0 to {MAX_POLL_US}, not {self.poll_us}")
+        check_names("device", [device.name for device in self.devices])
+
+
+class ServedVm(HostConfig, frozen=True, forbid_unknown_fields=True):
+    """One VM of ``vmbus serve``, with where QEMU and the user find it, and what it keeps.
+
+    Without ``socket_path`` the socket has to come from the service manager; without
+    ``control_path`` it is made in the registry's folder. ``state`` is written at the end.
+    """
+
+    socket_path: Path | None = None
+    control_path: Path | None = None
+    state: Path | None = None
+
+
+class ServeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The configuration file of ``vmbus serve`` for several VMs in one process."""
+
+    vms: tuple[ServedVm, ...]
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be told apart."""
+        if not self.vms:
+            raise ValueError("there is no VM in it")
+        check_names("VM", [vm.vm for vm in self.vms])
+        for what in ("socket_path", "control_path", "state"):
+            paths = [str(path) for vm in self.vms if (path := getattr(vm, what)) is not None]
+            check_names(what, paths)
+
+
+def check_names(what: str, names: list[str]) -> None:
+    """Raise ValueError if a name is empty or there twice."""
+    twice = {name for name in names if names.count(name) > 1}
+    if twice:
+        raise ValueError(f"{what} names must differ: {', '.join(sorted(twice))}")
+    if not all(names):
+        raise ValueError(f"a {what} has no name")
 
 
 class Accel(StrEnum):
@@ -84,9 +121,7 @@ class MachineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError(
                 f"max_memory_mib {self.max_memory_mib} is less than the memory there is"
             )
-        names = [device.name for device in self.devices]
-        if len(set(names)) != len(names):
-            raise ValueError(f"device names must differ: {', '.join(names)}")
+        check_names("device", [device.name for device in self.devices])
 
     @property
     def host(self) -> HostConfig:

@@ -124,6 +124,8 @@ class VmbusHost:
         self._restoring: dict[OfferKey, OpenParams | None] = {}
         self.guest_errors: deque[str] = deque(maxlen=64)
         self.messages = MessageMeter()
+        self.frontend_gone: Callable[[], None] = lambda: None
+        """Called when a connection to QEMU has ended and the guest is forgotten."""
         self._bus = BusHost(BusConfig())
         self._slots = _Slots()
         self.devices: dict[str, Device] = self._make_devices()
@@ -348,6 +350,7 @@ class VmbusHost:
             self.stopping(lambda: None)
         self.reset()
         self._memory.close()
+        self.frontend_gone()
 
     # ChannelPort: what the channels do.
 

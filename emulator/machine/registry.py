@@ -89,13 +89,15 @@ def entries() -> list[Entry]:
     for path in folder().glob("*.json"):
         try:
             entry = msgspec.json.decode(path.read_bytes(), type=Entry)
-        except (OSError, msgspec.DecodeError):
+        except (OSError, msgspec.DecodeError, UnicodeDecodeError):
             # Gone since, or of another version of this program.
             continue
         if _started(entry.pid) == entry.started:
             found.append(entry)
         else:
             path.unlink(missing_ok=True)
+            if Path(entry.control).parent == path.parent:
+                Path(entry.control).unlink(missing_ok=True)
     return sorted(found, key=lambda entry: (entry.name, entry.pid))
 
 
