@@ -91,6 +91,7 @@ async def test_mistakes_are_answered_with_one_line(
 ) -> None:
     vm = await make_vm(make_config(name="there"))
     await vm.boot()
+    await vm.control("status")
     for args, words in (
         (("inspect", "not-there"), "no VM 'not-there' is running; there is there"),
         (("inspect", "there", "77"), "there has no channel 77; its channels: 1, 2"),
