@@ -71,6 +71,7 @@ def show_host(report: Host) -> None:
         f"{report.posts_waiting} host messages not read, {report.messages_held} guest messages "
         f"held; {report.gpadl_pages} pages in GPADLs; {report.guest_errors} guest errors"
     )
+    out.print("quotas: " + ", ".join(f"{key} {value}" for key, value in report.quotas.items()))
     for text in report.last_guest_errors:
         out.print(f"  guest: {_plain(text)}")
     shown = table(

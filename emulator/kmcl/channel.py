@@ -21,6 +21,7 @@ What the documents leave open, and what is done here (inferred):
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -94,6 +95,8 @@ class ServerChannel(ConfiguredChannel):
             DEFAULT_TRANSACTION_QUOTA,
         )
         self._meter = self.traffic.meter
+        self._wanted_quota = self.traffic.quota
+        self._quota_limit = sys.maxsize
 
     # What state it is in.
 
@@ -238,7 +241,13 @@ class ServerChannel(ConfiguredChannel):
             raise KmclError(
                 NtStatus.INVALID_PARAMETER, f"{self.friendly_name}: a transaction quota of {quota}"
             )
-        self.traffic.quota = quota
+        self._wanted_quota = quota
+        self.traffic.quota = min(quota, self._quota_limit)
+
+    def limit_transaction_quota(self, limit: int) -> None:
+        """Let no transaction quota be larger than ``limit``: the provider's word, not a DDI."""
+        self._quota_limit = limit
+        self.traffic.quota = min(self._wanted_quota, limit)
 
     # The VSP's calls: packets.
 

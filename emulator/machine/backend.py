@@ -31,6 +31,7 @@ from emulator.machine import statefile
 from emulator.machine.activation import is_listening, notify
 from emulator.machine.config import HostConfig
 from emulator.machine.control import ControlError, ControlServer
+from emulator.machine.guestlog import vm_logger
 from emulator.machine.host import VmbusHost
 from emulator.machine.inspect import inspect, peak_private_kib
 from emulator.machine.registry import RegistryError, registered
@@ -59,6 +60,7 @@ class Backend:
         """Make the host, with the state that was kept if it fits."""
         self._served = served
         self._host = VmbusHost(served.config)
+        self._log = vm_logger(log, served.config.vm)
         self._session: Session | None = None
         self._stack = contextlib.AsyncExitStack()
 
@@ -102,19 +104,16 @@ class Backend:
         except OSError as error:
             # Nobody there any more, or no descriptor left: QEMU will try again.
             if not isinstance(error, BlockingIOError):
-                log.error("%s: cannot take a connection: %s", self._served.config.vm, error)
+                self._log.error("cannot take a connection: %s", error)
             return
         if self._host.connected:
-            log.error(
-                "%s: a second frontend tried to connect; one VM has one backend",
-                self._served.config.vm,
-            )
+            self._log.error("a second frontend tried to connect; one VM has one backend")
             sock.close()
             return
         self._attach(sock)
 
     def _attach(self, sock: socket.socket) -> None:
-        log.info("%s: QEMU connected", self._served.config.vm)
+        self._log.info("QEMU connected")
         self._session = Session(sock, self._host)
         self._host.attach(self._session)
 
@@ -126,15 +125,10 @@ class Backend:
             state = statefile.read(path)
             if state is not None:
                 self._host.load(state)
-                log.info("%s: goes on from %s", self._served.config.vm, path)
+                self._log.info("goes on from %s", path)
         except (statefile.StateFileError, StateRefused) as error:
             refused = path.with_name(f"{path.name}.refused")
-            log.error(
-                "%s: starts without its state, which is kept as %s: %s",
-                self._served.config.vm,
-                refused,
-                error,
-            )
+            self._log.error("starts without its state, kept as %s: %s", refused, error)
             path.replace(refused)
 
     def _keep(self) -> bool:
@@ -144,7 +138,7 @@ class Backend:
         try:
             statefile.write(path, self._host.save())
         except (OSError, StateRefused) as error:
-            log.error("%s: the state was not kept: %s", self._served.config.vm, error)
+            self._log.error("the state was not kept: %s", error)
             return False
         return True
 
@@ -204,7 +198,9 @@ def _inspect(host: VmbusHost, args: dict[str, Any]) -> Host:
         return inspect(host, channel)
     except KeyError as error:
         ids = ", ".join(str(channel.channel_id) for channel in host.bus.table) or "none"
-        raise ControlError(f"{host.name} has no channel {channel}; its channels: {ids}") from error
+        raise ControlError(
+            f"{host.config.vm} has no channel {channel}; its channels: {ids}"
+        ) from error
 
 
 def _runner(host: VmbusHost) -> Any:

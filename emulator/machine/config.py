@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
 
@@ -20,6 +20,31 @@ class DeviceConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     kind: str
 
 
+Positive = Annotated[int, msgspec.Meta(ge=1)]
+
+# The command line reads this file and must start fast, so the defaults are not imported from the
+# floors below; a test holds them against those.
+_MAX_CHANNELS: Final = 2047
+
+
+class Quotas(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """How much of the host one guest can take; docs/serve.md tells what happens at each limit."""
+
+    channels: Annotated[int, msgspec.Meta(ge=1, le=_MAX_CHANNELS)] = _MAX_CHANNELS
+    """Channels offered at a time. The default is what the event flags of a SINT have room for."""
+    gpadls_per_channel: Positive = 256
+    """GPADLs of one channel; Linux' drivers have 1 to 4."""
+    gpadl_pages: Positive = 1280 * 256
+    """Pages in all GPADLs of the guest. The default, 1,280 MiB, is what Hyper-V allows (Linux,
+    Documentation/virt/hyperv/vmbus.rst)."""
+    packets_in_flight: Positive = 1024
+    """Requests of one channel that its device may hold; a device may ask for less, not for more."""
+    queued_messages: Positive = 64
+    """Host messages that the guest has not read when its own are no longer heard."""
+    log_lines_per_second: Positive = 20
+    """Lines that the log has, in any second, of what this guest does."""
+
+
 class HostConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What the backend process must know of one VM.
 
@@ -30,6 +55,7 @@ class HostConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     vm: str
     devices: tuple[DeviceConfig, ...] = ()
     poll_us: int | None = None
+    quotas: Quotas = Quotas()
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
@@ -104,6 +130,7 @@ class MachineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     dimm_slots: int = 0
     max_memory_mib: int = 0
     poll_us: int | None = None
+    quotas: Quotas = Quotas()
 
     def __post_init__(self) -> None:
         """Refuse values QEMU would refuse with less clear words."""
@@ -126,4 +153,4 @@ class MachineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def host(self) -> HostConfig:
         """The part that the backend needs."""
-        return HostConfig(self.name, self.devices, self.poll_us)
+        return HostConfig(self.name, self.devices, self.poll_us, self.quotas)

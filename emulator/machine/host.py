@@ -43,20 +43,21 @@ from emulator.bus import (
     SendMessage,
 )
 from emulator.devices import Device, DeviceState, DeviceStateError, make_device
-from emulator.kmcl import OfferParams, ServerChannel
+from emulator.kmcl import KmclError, OfferParams, ServerChannel
 from emulator.link import Post, Region, Session, StateRefused, Status
 from emulator.machine.config import HostConfig
 from emulator.machine.doorbells import add_doorbell, poll_for, remove_doorbell
+from emulator.machine.guestlog import vm_logger
 from emulator.machine.inspect import MessageMeter
 from emulator.memory import GpaError, GuestMemory, MemoryMapError, PageView, RamRegion
 from emulator.ring import IncomingRing, OutgoingRing
+from emulator.wire.ntstatus import NtStatus
 from emulator.wire.packet import GpaRange
 
 log = logging.getLogger(__name__)
 
 PAGE: Final = 4096
 STATE_VERSION: Final = 1
-_POST_LIMIT: Final = 64
 
 
 class DeferredMessage(msgspec.Struct, frozen=True, array_like=True):
@@ -115,6 +116,7 @@ class VmbusHost:
     def __init__(self, config: HostConfig) -> None:
         """Make the host with the devices of ``config``, powered on and offered."""
         self._config = config
+        self._log = vm_logger(log, config.vm)
         self._session: Session | None = None
         self._memory = GuestMemory()
         self._deferred: deque[DeferredMessage] = deque()
@@ -126,11 +128,17 @@ class VmbusHost:
         self.messages = MessageMeter()
         self.frontend_gone: Callable[[], None] = lambda: None
         """Called when a connection to QEMU has ended and the guest is forgotten."""
-        self._bus = BusHost(BusConfig())
+        self._bus = BusHost(self._bus_config())
         self._slots = _Slots()
         self.devices: dict[str, Device] = self._make_devices()
         for device in self.devices.values():
             device.power_on()
+
+    def _bus_config(self) -> BusConfig:
+        quotas = self._config.quotas
+        return BusConfig(
+            max_gpadls_per_channel=quotas.gpadls_per_channel, max_pages=quotas.gpadl_pages
+        )
 
     def _make_devices(self) -> dict[str, Device]:
         return {
@@ -150,9 +158,9 @@ class VmbusHost:
     # For inspection (emulator.machine.inspect).
 
     @property
-    def name(self) -> str:
-        """The name of the VM."""
-        return self._config.vm
+    def config(self) -> HostConfig:
+        """What the host was made from."""
+        return self._config
 
     @property
     def running(self) -> bool:
@@ -204,7 +212,7 @@ class VmbusHost:
             )
         except MemoryMapError as error:
             raise ValueError(str(error)) from error
-        log.info("the guest has %d MiB of memory", self._memory.size >> 20)
+        self._log.info("the guest has %d MiB of memory", self._memory.size >> 20)
         if self._session is not None:
             poll_for(self._config.poll_us, self._session.vcpus)
 
@@ -226,7 +234,8 @@ class VmbusHost:
 
     def _take_messages(self) -> None:
         # A guest that asks and never reads would otherwise queue answers here without bound.
-        while self._deferred and self._session and len(self._session.posts) < _POST_LIMIT:
+        limit = self._config.quotas.queued_messages
+        while self._deferred and self._session and len(self._session.posts) < limit:
             message = self._deferred.popleft()
             self.messages.guest_message(message.payload)
             self._bus.guest_message(message.connection_id, message.payload)
@@ -288,7 +297,7 @@ class VmbusHost:
             raise StateRefused(f"the VMBus state cannot be read: {error}") from error
         self._check(saved)
         old = (self._bus, self._slots, self.devices)
-        self._bus, self._slots = BusHost(BusConfig()), _Slots()
+        self._bus, self._slots = BusHost(self._bus_config()), _Slots()
         try:
             self._restoring = {
                 channel.key: channel.open for channel in self._bus.restore(saved.bus)
@@ -299,7 +308,7 @@ class VmbusHost:
             ):
                 device.restore(device_state)
             self._bus.finish_restore()
-        except (DeviceStateError, RestoreMismatch, GpaError) as error:
+        except (DeviceStateError, KmclError, RestoreMismatch, GpaError) as error:
             self._bus, self._slots, self.devices = old
             raise StateRefused(str(error)) from error
         finally:
@@ -342,9 +351,9 @@ class VmbusHost:
     def connection_lost(self, error: Exception | None) -> None:
         """Forget the guest of the connection that ended."""
         if error is not None:
-            log.error("the connection to QEMU ended: %s", error)
+            self._log.error("the connection to QEMU ended: %s", error)
         else:
-            log.info("QEMU closed the connection")
+            self._log.info("QEMU closed the connection")
         self._session = None
         if not self._stopped:
             self.stopping(lambda: None)
@@ -355,7 +364,17 @@ class VmbusHost:
     # ChannelPort: what the channels do.
 
     def offer(self, channel: ServerChannel, params: OfferParams) -> None:
-        """Offer the channel; during a load, claim its restored state."""
+        """Offer the channel; during a load, claim its restored state.
+
+        Raises :class:`KmclError` INSUFFICIENT_RESOURCES beyond the quota of channels.
+        """
+        quotas = self._config.quotas
+        if len(self._slots.by_key) >= quotas.channels:
+            raise KmclError(
+                NtStatus.INSUFFICIENT_RESOURCES,
+                f"{channel.friendly_name}: quotas.channels is {quotas.channels} and used up",
+            )
+        channel.limit_transaction_quota(quotas.packets_in_flight)
         key = OfferKey(params.interface, params.instance, params.subchannel_index)
         slot = _Slot(key, channel)
         self._slots.add(slot)
@@ -452,18 +471,18 @@ class VmbusHost:
                     slot.gpadls.pop(effect.gpadl_id, None)
                 self._bus.gpadl_released(effect.key, effect.gpadl_id)
             case BusConnected():
-                log.info("guest connected, VMBus %s", effect.version.name)
+                self._log.info("guest connected, VMBus %s", effect.version.name)
             case BusDisconnected():
-                log.info("guest disconnected: %s", effect.reason)
+                self._log.info("guest disconnected: %s", effect.reason)
             case ChannelReleased():
-                log.debug("guest released %s", effect.key)
+                self._log.debug("guest released %s", effect.key)
             case GuestError():
                 self._blame(effect.text)
             case _:
                 assert_never(effect)
 
     def _blame(self, text: str) -> None:
-        log.warning("guest: %s", text)
+        self._log.warning("guest: %s", text)
         self.guest_errors.append(text)
         self.messages.guest_errors += 1
 

@@ -17,6 +17,8 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+import msgspec
+
 from emulator.bus import BusHost
 from emulator.bus.channel import Channel
 from emulator.bus.gpadl import Gpadl, GpadlPhase
@@ -89,7 +91,7 @@ def inspect(host: VmbusHost, channel_id: int | None = None) -> r.Host:
         raise KeyError(channel_id)
     contact = bus.contact if bus.version is not None else None
     return r.Host(
-        vm=host.name,
+        vm=host.config.vm,
         pid=os.getpid(),
         uptime_seconds=round(time.monotonic() - _STARTED, 3),
         connected=host.connected,
@@ -108,6 +110,7 @@ def inspect(host: VmbusHost, channel_id: int | None = None) -> r.Host:
         guest_errors=host.messages.guest_errors,
         last_guest_errors=[text[:MAX_TEXT] for text in host.guest_errors],
         peak_private_kib=peak_private_kib(),
+        quotas=msgspec.structs.asdict(host.config.quotas),
     )
 
 

@@ -60,6 +60,10 @@ def _host(report: Host) -> Iterator[Metric]:
     memory = sum(size for _, size in report.memory)
     yield gauge("guest_memory_bytes", "Guest RAM that is mapped.", memory)
     yield gauge("gpadl_pages", "Pages counted against the GPADL quota.", report.gpadl_pages)
+    quotas = GaugeMetricFamily("vmbus_quota", "What the guest may take.", labels=("vm", "quota"))
+    for name, limit in report.quotas.items():
+        quotas.add_metric((report.vm, name), limit)
+    yield quotas
     yield gauge(
         "posts_waiting", "Host messages not yet in the guest's SIM page.", report.posts_waiting
     )

@@ -22,11 +22,13 @@ from typing import Any, Final
 import msgspec
 
 from emulator.devices import DeviceStateError, kinds
+from emulator.kmcl import KmclError
 from emulator.link.protocol import PROTOCOL_VERSION
 from emulator.machine.activation import ActivationError, inherited_sockets, unix_socket
 from emulator.machine.backend import Served, serve
 from emulator.machine.config import DeviceConfig, HostConfig, ServeConfig, ServedVm
 from emulator.machine.doorbells import DoorbellLoop
+from emulator.machine.guestlog import LimitedHandler
 from emulator.machine.registry import RegistryError, folder
 from emulator.machine.sockets import listen
 
@@ -72,15 +74,16 @@ def run(options: Options) -> int:
 
     Raises :class:`UsageError` and OSError before anything is served.
     """
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
     with contextlib.ExitStack() as stack:
         vms = gather(options, os.environ, stack)
+        lines = {vm.config.vm: vm.config.quotas.log_lines_per_second for vm in vms}
+        logging.basicConfig(
+            level=logging.INFO, handlers=[LimitedHandler(lines, max(lines.values()))]
+        )
         try:
             with asyncio.Runner(loop_factory=DoorbellLoop) as runner:
                 return 0 if runner.run(serve(vms)) else 1
-        except DeviceStateError as error:
+        except (DeviceStateError, KmclError) as error:
             raise UsageError(str(error)) from error
 
 

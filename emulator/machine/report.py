@@ -167,3 +167,4 @@ class Host(Report, frozen=True):
     guest_errors: int
     last_guest_errors: list[str]
     peak_private_kib: int
+    quotas: dict[str, int] = {}
