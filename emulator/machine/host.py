@@ -87,6 +87,7 @@ class _Slot:
     params: OpenParams | None = None
     doorbell: int = -1
     interrupt: int = -1
+    registered: bool = False
     gpadls: dict[int, tuple[GpaRange, ...]] = field(default_factory=dict)
 
 
@@ -506,6 +507,10 @@ class VmbusHost:
         except GpaError as error:
             self._blame(f"channel {params.channel_id}: bad ring: {error}")
             ok = False
+        except OSError as error:
+            # No descriptor left for an eventfd: not the guest's fault, but its open must fail.
+            self._log.error("channel %d cannot be opened: %s", params.channel_id, error)
+            ok = False
         if ok:
             self._register(slot, params)
         else:
@@ -522,6 +527,7 @@ class VmbusHost:
             if status is Status.DONE and slot.doorbell == doorbell:
                 slot.channel.port_interrupt()
 
+        slot.registered = True
         add_doorbell(doorbell, slot.channel.port_doorbell)
         self._session.add_doorbell(params.connection_id, doorbell, registered)
         self._move(slot, params.target_vp)
@@ -559,8 +565,10 @@ class VmbusHost:
         if slot.doorbell >= 0:
             remove_doorbell(slot.doorbell)
             os.close(slot.doorbell)
+        if slot.interrupt >= 0:
             os.close(slot.interrupt)
-            slot.doorbell = slot.interrupt = -1
-        if params is not None and self._session is not None:
+        slot.doorbell = slot.interrupt = -1
+        registered, slot.registered = slot.registered, False
+        if params is not None and registered and self._session is not None:
             self._session.del_doorbell(params.connection_id)
             self._session.del_interrupt(params.channel_id)

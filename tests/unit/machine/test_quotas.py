@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -115,6 +117,34 @@ async def test_a_guest_that_does_not_read_is_not_heard_beyond_the_queued_message
         done += got.words[0] if got.type == fe.GUEST_MESSAGE_DONE else 0
     # QEMU refuses the others as HV_STATUS_INSUFFICIENT_BUFFERS when its window is used up.
     assert done == 5
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("after", [0, 1])
+async def test_an_open_for_which_there_is_no_descriptor_fails_and_can_be_tried_again(
+    rig_with: Callable[[Quotas], Rig], monkeypatch: pytest.MonkeyPatch, after: int
+) -> None:
+    rig = rig_with(Quotas())
+    machine = rig.machine
+    await machine.boot()
+    gpadl = machine.guest.make_gpadl(1, 8)
+    await machine.until(lambda: gpadl.state == "created")
+    left = [after]
+
+    def eventfd(initval: int, flags: int = 0) -> int:
+        if not left[0]:
+            raise OSError(errno.EMFILE, "Too many open files")
+        left[0] -= 1
+        return real(initval, flags)
+
+    real = os.eventfd
+    monkeypatch.setattr("os.eventfd", eventfd)
+    machine.guest.open_channel(1, gpadl.gpadl_id, split=4)
+    await machine.until(lambda: not machine.guest.channels[1].opening)
+    assert not machine.guest.channels[1].is_open
+    monkeypatch.setattr("os.eventfd", real)
+    machine.guest.open_channel(1, gpadl.gpadl_id, split=4)
+    await machine.until(lambda: machine.guest.channels[1].is_open)
 
 
 def test_no_device_holds_more_packets_than_the_quota() -> None:
