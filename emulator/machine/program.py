@@ -107,6 +107,9 @@ def gather(
         vmbus = _vmbus(config, options, inherited, single, stack)
         control = _control(config, options, inherited, single, stack)
         host = HostConfig(*(getattr(config, name) for name in HostConfig.__struct_fields__))
+        if not single and host.poll_us is None:
+            # The loop is everybody's: none may poll for its own guest unless it is told to.
+            host = msgspec.structs.replace(host, poll_us=0)
         served.append(Served(host, vmbus, control, config.state))
     if inherited:
         names = ", ".join(name or "without a name" for name, _ in inherited)

@@ -383,6 +383,22 @@ def test_capabilities_are_printed_whatever_else_is_asked(
     assert "probe" in printed["devices"]
 
 
+def test_several_machines_in_one_loop_do_not_poll_unless_told_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from emulator.machine.program import Options, gather
+
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    path = Path(config(tmp_path, "one", "two"))
+    with contextlib.ExitStack() as stack:
+        vms = gather(Options(config=path), {}, stack)
+        assert [vm.config.poll_us for vm in vms] == [0, 0]
+    config(tmp_path, "one", "two", poll_us=50)
+    with contextlib.ExitStack() as stack:
+        vms = gather(Options(config=path), {}, stack)
+        assert [vm.config.poll_us for vm in vms] == [50, 50]
+
+
 def test_a_toml_file_serves_as_well(tmp_path: Path) -> None:
     from emulator.machine.program import Options, gather
 
@@ -394,5 +410,6 @@ def test_a_toml_file_serves_as_well(tmp_path: Path) -> None:
     with contextlib.ExitStack() as stack:
         (served,) = gather(Options(config=path), {}, stack)
         assert served.config.devices[0].kind == "probe"
+        assert served.config.poll_us is None
         assert (tmp_path / "a").is_socket()
     assert not (tmp_path / "a").exists()
