@@ -46,13 +46,13 @@ def inspect(
 
 def show_host(report: Host) -> None:
     """Print a machine: a few lines, then a line for each channel."""
-    from emulator.cli.tables import console, duration, size, table
+    from emulator.cli.tables import console, duration, plain, size, table
 
     out = console()
     state = "running" if report.running else "stopped"
     qemu = f"QEMU connected, {state}" if report.connected else "no QEMU connected"
     up = duration(report.uptime_seconds)
-    out.print(f"[bold]{_plain(report.vm)}[/bold]: pid {report.pid}, up {up}, {qemu}")
+    out.print(f"[bold]{plain(report.vm)}[/bold]: pid {report.pid}, up {up}, {qemu}")
     memory = size(sum(length for _, length in report.memory))
     own = size(report.peak_private_kib * 1024)
     regions = _number(len(report.memory), "region")
@@ -73,7 +73,7 @@ def show_host(report: Host) -> None:
     )
     out.print("quotas: " + ", ".join(f"{key} {value}" for key, value in report.quotas.items()))
     for text in report.last_guest_errors:
-        out.print(f"  guest: {_plain(text)}")
+        out.print(f"  guest: {plain(text)}")
     shown = table(
         ">id",
         "channel",
@@ -92,7 +92,7 @@ def show_host(report: Host) -> None:
         flight = channel.flight
         shown.add_row(
             str(channel.id),
-            _plain(_name(channel)),
+            plain(_name(channel)),
             _state(channel),
             "" if channel.open is None else _vp(channel.open.target_vp),
             str(channel.gpadl_count),
@@ -117,17 +117,17 @@ def show_host(report: Host) -> None:
 
 def show_channel(channel: Channel) -> None:
     """Print one channel, whole."""
-    from emulator.cli.tables import console, size, table
+    from emulator.cli.tables import console, plain, size, table
 
     out = console()
-    out.print(f"[bold]channel {channel.id}[/bold] {_plain(_name(channel))}: {_state(channel)}")
+    out.print(f"[bold]channel {channel.id}[/bold] {plain(_name(channel))}: {_state(channel)}")
     out.print(f"interface {channel.interface} instance {channel.instance}")
     out.print(
         f"KMCL: {channel.connection}, {channel.run}, queue {channel.queue}"
         + (f", reading held: {channel.hold}" if channel.hold else "")
     )
     for text in channel.faults:
-        out.print(f"  [bold red]fault[/bold red] {_plain(text)}")
+        out.print(f"  [bold red]fault[/bold red] {plain(text)}")
     if channel.open is not None:
         opened = channel.open
         out.print(
@@ -200,12 +200,6 @@ def _histogram(title: str, latency: Latency) -> str:
         bound = "more" if last else f"<= {power_us(power)}"
         lines.append(f"  {bound:>10} {count:8} {'#' * round(40 * count / most)}")
     return "\n".join(lines)
-
-
-def _plain(text: str) -> str:
-    from rich.markup import escape
-
-    return escape("".join(letter if letter.isprintable() else "?" for letter in text))
 
 
 def _name(channel: Channel) -> str:

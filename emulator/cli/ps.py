@@ -48,7 +48,7 @@ def ps(as_json: AsJson = False) -> None:
 
 
 def _show(rows: list[dict[str, Any]]) -> None:
-    from emulator.cli.tables import console, duration, size, table
+    from emulator.cli.tables import console, duration, plain, size, table
 
     if not rows:
         print("no VM is running", file=sys.stderr)
@@ -56,7 +56,7 @@ def _show(rows: list[dict[str, Any]]) -> None:
     shown = table("name", ">pid", "guest", ">memory", ">open", ">channels", ">errors", ">up")
     for row in rows:
         if "error" in row:
-            shown.add_row(row["name"], str(row["pid"]), row["error"])
+            shown.add_row(plain(row["name"]), str(row["pid"]), plain(row["error"]))
             continue
         if not row["connected"]:
             guest = "no QEMU"
@@ -67,7 +67,7 @@ def _show(rows: list[dict[str, Any]]) -> None:
         if row["connected"] and not row["running"]:
             guest += ", stopped"
         shown.add_row(
-            row["name"],
+            plain(row["name"]),
             str(row["pid"]),
             guest,
             size(row["memory_bytes"]),

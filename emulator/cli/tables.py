@@ -32,6 +32,11 @@ def table(*columns: str, title: str = "") -> Table:
     return shown
 
 
+def plain(text: str) -> str:
+    """Return a text of a guest's or user's making so that it is shown, and does nothing else."""
+    return escape("".join(letter if letter.isprintable() else "?" for letter in text))
+
+
 def size(count: int) -> str:
     """Return bytes as a person reads them."""
     for unit in ("B", "KiB", "MiB", "GiB"):
