@@ -95,6 +95,8 @@ class ServerChannel(ConfiguredChannel):
             DEFAULT_TRANSACTION_QUOTA,
         )
         self._meter = self.traffic.meter
+        self.packet_class: type[IncomingPacket] = IncomingPacket
+        """What the next request becomes: after a doorbell that is timed, a :class:`TimedPacket`."""
         self._wanted_quota = self.traffic.quota
         self._quota_limit = sys.maxsize
 
@@ -397,8 +399,9 @@ class ServerChannel(ConfiguredChannel):
             self.port_interrupt()
             return
         meter.rung()
+        self.packet_class = TimedPacket
         self.port_interrupt()
-        meter.rung_ns = 0
+        self.packet_class = IncomingPacket
 
     def port_interrupt(self) -> None:
         """Look at both rings: the guest signalled, or may have. Spurious calls are harmless."""
@@ -546,8 +549,7 @@ class ServerChannel(ConfiguredChannel):
                     f"the channel takes {most} in {chain}",
                 )
                 return False
-        kind = TimedPacket if self._meter.rung_ns else IncomingPacket
-        incoming = kind(
+        incoming = self.packet_class(
             self, packet.payload, packet.ranges, packet.transaction_id, packet.completion_requested
         )
         self.traffic.held[incoming] = None

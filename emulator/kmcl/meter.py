@@ -65,15 +65,14 @@ class Meter:
         self.completion = Histogram()
         """From that call to the completion of that request."""
         self.rung_ns = 0
-        """When the doorbell rang that is being answered, until its first request is delivered."""
+        """When the doorbell rang that is being timed."""
 
     def rung(self) -> None:
-        """Begin to time the doorbell that rings; zero ``rung_ns`` when it has been answered."""
+        """Begin to time the doorbell that rings."""
         self.rung_ns = time.perf_counter_ns()
 
     def delivering(self) -> int:
         """Note that the first request after the doorbell goes to the VSP; returns when, in ns."""
         now = time.perf_counter_ns()
         self.callback.add(now - self.rung_ns)
-        self.rung_ns = 0
         return now
