@@ -65,6 +65,8 @@ def registered(name: str, control: str) -> Iterator[None]:
 
     ``control`` is the path of its control socket. Raises :class:`RegistryError`.
     """
+    # Backends are killed more often than looked for: who comes clears away who is gone.
+    entries()
     pid = os.getpid()
     path = folder() / f"{pid}-{next(_numbers)}.json"
     entry = Entry(name, pid, _started(pid), os.path.abspath(control))

@@ -64,15 +64,20 @@ def test_an_entry_lasts_as_long_as_its_context() -> None:
     assert entries() == []
 
 
-def test_the_entry_of_a_killed_process_is_dropped(runtime: Path) -> None:
+@pytest.mark.parametrize("by", ["a look", "the next backend"])
+def test_the_entry_of_a_killed_process_is_dropped(runtime: Path, by: str) -> None:
     program = (
         "import os, signal\nfrom emulator.machine.registry import registered\n"
         "with registered('gone', 'control'): os.kill(os.getpid(), signal.SIGKILL)"
     )
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == -9
     assert list((runtime / "vmbus").glob("*.json"))
-    assert entries() == []
-    assert not list((runtime / "vmbus").iterdir())
+    if by == "a look":
+        assert entries() == []
+        assert not list((runtime / "vmbus").iterdir())
+    else:
+        with registered("next", "control"):
+            assert len(list((runtime / "vmbus").iterdir())) == 1
 
 
 def test_a_process_id_that_was_used_again_is_not_the_backend(
