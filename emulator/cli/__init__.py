@@ -45,6 +45,9 @@ def demo(
     rounds: Annotated[int, typer.Option(min=1, help="restores from the same snapshot")] = 2,
     memory: Annotated[int, typer.Option(min=128, help="guest RAM in MiB")] = 512,
     accel: Annotated[Accel, typer.Option(help="accelerator")] = Accel.AUTO,
+    max_version: Annotated[
+        str, typer.Option(help="newest VMBus version that the guest may speak, such as 4.0")
+    ] = "",
     keep: Annotated[bool, typer.Option(help="leave snapshot and logs behind")] = False,
     folder: Annotated[
         Path | None, typer.Option(help="where snapshot and logs go (a new folder)")
@@ -54,7 +57,7 @@ def demo(
     """Save a guest in mid-conversation, kill everything, restore, account for each packet."""
     from emulator.lab.demo import PROBE, DemoError
     from emulator.lab.images import ImageError, find_image
-    from emulator.machine.config import MachineConfig
+    from emulator.machine.config import MachineConfig, version_named
     from emulator.machine.control import ControlError
     from emulator.machine.process import ProcessDied
     from emulator.machine.qemu import QemuError, Sockets, choose_accel, command_line, find_qemu
@@ -71,6 +74,7 @@ def demo(
             accel=accel,
             append="quiet loglevel=4",
             devices=(PROBE,),
+            max_version=version_named(max_version),
         )
         if dry_run:
             sockets = Sockets.under(Path("$RUNTIME"))

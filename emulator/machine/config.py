@@ -9,8 +9,19 @@ from typing import Annotated, Final
 
 import msgspec
 
+from emulator.bus.config import NEWEST_VERSION, BusConfig
+from emulator.wire.version import Version
+
 MAX_POLL_US: Final = 10_000
 """More would be busy waiting: of a core, all."""
+
+
+def version_named(text: str) -> Version:
+    """Return the VMBus version that a person calls "4.0" and the like; "" is the newest.
+
+    Raises ValueError for what is no version.
+    """
+    return Version.named(text) if text else NEWEST_VERSION
 
 
 class DeviceConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -50,18 +61,33 @@ class HostConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     ``poll_us`` is for how many microseconds it looks for the guest's next doorbell before it
     sleeps; None leaves that to the backend (``emulator.machine.doorbells.poll_for``).
+    ``max_version`` is the newest VMBus version that a guest can negotiate, and
+    ``max_restored_version`` the newest that the guest of a snapshot may have negotiated.
     """
 
     vm: str
     devices: tuple[DeviceConfig, ...] = ()
     poll_us: int | None = None
     quotas: Quotas = Quotas()
+    max_version: Version = NEWEST_VERSION
+    max_restored_version: Version = NEWEST_VERSION
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
+        _ = self.bus
         if self.poll_us is not None and not 0 <= self.poll_us <= MAX_POLL_US:
             raise ValueError(f"poll_us must be 0 to {MAX_POLL_US}, not {self.poll_us}")
         check_names("device", [device.name for device in self.devices])
+
+    @property
+    def bus(self) -> BusConfig:
+        """The part that the bus needs; raises ValueError for versions that it does not speak."""
+        return BusConfig(
+            max_version=self.max_version,
+            max_restored_version=self.max_restored_version,
+            max_gpadls_per_channel=self.quotas.gpadls_per_channel,
+            max_pages=self.quotas.gpadl_pages,
+        )
 
 
 class ServedVm(HostConfig, frozen=True, forbid_unknown_fields=True):
@@ -113,7 +139,7 @@ class MachineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     ``dimms`` are the sizes in MiB of DIMMs that are in the machine beside it, and ``dimm_slots``
     how many there can be, up to ``max_memory_mib`` of memory in all. ``qemu_args`` are further
-    arguments of QEMU, for what has no field here; ``poll_us`` is HostConfig's.
+    arguments of QEMU, for what has no field here; ``poll_us`` and the versions are HostConfig's.
     """
 
     name: str
@@ -131,6 +157,8 @@ class MachineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_memory_mib: int = 0
     poll_us: int | None = None
     quotas: Quotas = Quotas()
+    max_version: Version = NEWEST_VERSION
+    max_restored_version: Version = NEWEST_VERSION
 
     def __post_init__(self) -> None:
         """Refuse values QEMU would refuse with less clear words."""
@@ -149,8 +177,16 @@ class MachineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 f"max_memory_mib {self.max_memory_mib} is less than the memory there is"
             )
         check_names("device", [device.name for device in self.devices])
+        _ = self.host
 
     @property
     def host(self) -> HostConfig:
         """The part that the backend needs."""
-        return HostConfig(self.name, self.devices, self.poll_us, self.quotas)
+        return HostConfig(
+            self.name,
+            self.devices,
+            self.poll_us,
+            self.quotas,
+            self.max_version,
+            self.max_restored_version,
+        )

@@ -23,7 +23,6 @@ from typing import Final, assert_never
 import msgspec
 
 from emulator.bus import (
-    BusConfig,
     BusConnected,
     BusDisconnected,
     BusHost,
@@ -129,17 +128,11 @@ class VmbusHost:
         self.messages = MessageMeter()
         self.frontend_gone: Callable[[], None] = lambda: None
         """Called when a connection to QEMU has ended and the guest is forgotten."""
-        self._bus = BusHost(self._bus_config())
+        self._bus = BusHost(self._config.bus)
         self._slots = _Slots()
         self.devices: dict[str, Device] = self._make_devices()
         for device in self.devices.values():
             device.power_on()
-
-    def _bus_config(self) -> BusConfig:
-        quotas = self._config.quotas
-        return BusConfig(
-            max_gpadls_per_channel=quotas.gpadls_per_channel, max_pages=quotas.gpadl_pages
-        )
 
     def _make_devices(self) -> dict[str, Device]:
         return {
@@ -298,7 +291,7 @@ class VmbusHost:
             raise StateRefused(f"the VMBus state cannot be read: {error}") from error
         self._check(saved)
         old = (self._bus, self._slots, self.devices)
-        self._bus, self._slots = BusHost(self._bus_config()), _Slots()
+        self._bus, self._slots = BusHost(self._config.bus), _Slots()
         try:
             self._restoring = {
                 channel.key: channel.open for channel in self._bus.restore(saved.bus)

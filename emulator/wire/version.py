@@ -32,6 +32,14 @@ class Version(IntEnum):
         """Return "5.3" and the like."""
         return f"{self.value >> 16}.{self.value & 0xFFFF}"
 
+    @classmethod
+    def named(cls, text: str) -> Version:
+        """Return the version that :meth:`__str__` writes so; raises ValueError, naming them all."""
+        for version in cls:
+            if str(version) == text:
+                return version
+        raise ValueError(f"{text} is not a VMBus version; there are {', '.join(map(str, cls))}")
+
 
 class FeatureFlags(IntFlag):
     """Features negotiated from 6.0 on."""
