@@ -30,6 +30,10 @@ from emulator.wire.version import Version
 
 MAX_CHANNEL_ID: Final = 2047
 """Event flags are a bitmap of 2,048 bits, and bit 0 is reserved."""
+FIRST_EVENT_CONNECTION: Final = 5
+"""Below are the message ports (1, 4) and the event port of old versions (2)."""
+MAX_CONNECTION_ID: Final = 0xFF_FFFF
+"""Connection ids have 24 bits (TLFS 11, HV_CONNECTION_ID)."""
 NO_MONITOR: Final = 0xFF
 NO_VP: Final = 0xFFFF_FFFF
 """OpenChannel's target VP of a channel without interrupt."""
@@ -41,6 +45,7 @@ class Channels:
     def __init__(self, sharing: Sharing, outbox: Outbox) -> None:
         """Start without any."""
         self.offers_requested = False
+        self.guest_chooses_signals = False
         self.table: dict[OfferKey, Channel] = {}
         self.ids: dict[OfferKey, int] = {}
         self._sharing = sharing
@@ -380,6 +385,15 @@ class Channels:
             self._refuse_open(channel, message.open_id)
             return None
         sint = self._outbox.route.sint
+        connection_id = event_connection(channel.channel_id, sint)
+        event_flag = channel.channel_id
+        if self.guest_chooses_signals and isinstance(message, m.OpenChannel2):
+            connection_id, event_flag = message.connection_id, message.event_flag
+        if problem := self.signal_problem(channel, connection_id, event_flag):
+            self._outbox.blame(f"channel {channel.channel_id}: {problem}")
+            self._refuse_open(channel, message.open_id)
+            return None
+        # A redirected interrupt goes to VTL 2 if that has the bus too; here there is VTL 0 only.
         return OpenRequest(
             gpadl.gpadl_id,
             OpenParams(
@@ -390,10 +404,25 @@ class Channels:
                 ring_pfns=gpadl.pfns,
                 downstream_page_offset=split,
                 user_data=message.user_data,
-                connection_id=event_connection(channel.channel_id, sint),
-                event_flag=channel.channel_id,
+                connection_id=connection_id,
+                event_flag=event_flag,
             ),
         )
+
+    def signal_problem(self, channel: Channel, connection_id: int, event_flag: int) -> str:
+        """Say what is wrong with signal parameters, or nothing."""
+        if not FIRST_EVENT_CONNECTION <= connection_id <= MAX_CONNECTION_ID:
+            return f"{connection_id:#x} is not an event connection"
+        if not 0 < event_flag <= MAX_CHANNEL_ID:
+            return f"event flag {event_flag}; it has to be 1 to {MAX_CHANNEL_ID}"
+        for other in self.table.values():
+            requests = (request for request in (other.open, other.reopen) if request is not None)
+            if other is not channel and any(
+                request.params.connection_id == connection_id for request in requests
+            ):
+                # One of the two would get the signals of both.
+                return f"channel {other.channel_id} has connection {connection_id:#x}"
+        return ""
 
     def _id_of(self, key: OfferKey) -> int:
         """Return the id that the key had before, or a new one; the stalest when all are given."""

@@ -10,8 +10,7 @@ from emulator.wire.version import Version
 
 OLDEST_VERSION: Final = Version.WIN8
 """Older guests share one event connection among all channels, which this host does not have."""
-NEWEST_VERSION: Final = Version.IRON
-"""From 6.0 on there are feature flags, and messages that depend on them."""
+NEWEST_VERSION: Final = Version.COPPER
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +25,9 @@ class BusConfig:
     Documentation/virt/hyperv/vmbus.rst). Linux has 1 to 4 GPADLs on a channel; the message that
     begins a GPADL cannot announce more than 8,190 pages.
 
+    ``max_held_messages`` is how many of the host's messages wait while the guest has paused the
+    connection; with more, what the guest sends is refused until it resumes.
+
     Raises ValueError for a range of versions that this host does not speak.
     """
 
@@ -34,6 +36,7 @@ class BusConfig:
     max_restored_version: Version = NEWEST_VERSION
     max_gpadls_per_channel: int = 256
     max_pages: int = 1280 * 256
+    max_held_messages: int = 1024
 
     def __post_init__(self) -> None:
         if not OLDEST_VERSION <= self.min_version <= self.max_version <= NEWEST_VERSION:

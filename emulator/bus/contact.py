@@ -6,19 +6,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 from typing import Final
+from uuid import UUID
 
 from emulator.bus.config import BusConfig
 from emulator.bus.outbox import Route
 from emulator.wire import messages as m
-from emulator.wire.version import Version
+from emulator.wire.version import GRANTED_FEATURES, FeatureFlags, Version
 
 MESSAGE_CONNECTION: Final = 1
 MULTICLIENT_CONNECTION: Final = 4
 """The port of guests that name SINT and VTL in their contact (from 5.0)."""
 VMBUS_SINT: Final = 2
 SINT_COUNT: Final = 16
-_STATE_OK: Final = 0
-_STATE_FAILED: Final = 2
+NO_CLIENT: Final = UUID(int=0)
+STATE_OK: Final = 0
+STATE_FAILED: Final = 2
 
 
 class Verdict(Enum):
@@ -36,7 +38,8 @@ class Contact:
     """A contact, and if it was accepted the connection that it made.
 
     ``requested`` is the version as it stood in the message. ``connection_id`` is the port it came
-    on, where the guest is to post from now on.
+    on, where the guest is to post from now on. ``features`` are those that were granted.
+    ``monitor_pages`` are guest-physical addresses: the host's triggers, then the guest's.
     """
 
     requested: int
@@ -44,6 +47,9 @@ class Contact:
     sint: int
     connection_id: int
     verdict: Verdict
+    features: FeatureFlags = FeatureFlags.NONE
+    client_id: UUID = NO_CLIENT
+    monitor_pages: tuple[int, int] | None = None
 
     @property
     def version(self) -> Version:
@@ -55,13 +61,16 @@ class Contact:
         """Where the guest wants its messages."""
         return Route(self.vp, self.sint)
 
-    def response(self) -> m.VersionResponse:
-        """Return the answer."""
+    def response(self) -> m.VersionResponse | m.VersionResponse2:
+        """Return the answer; from 6.0 it has the features."""
         if self.verdict is Verdict.UNSUPPORTED:
-            return m.VersionResponse(0, _STATE_OK, 0)
-        state = _STATE_OK if self.verdict is Verdict.ACCEPTED else _STATE_FAILED
+            return m.VersionResponse(0, STATE_OK, 0)
+        state = STATE_OK if self.verdict is Verdict.ACCEPTED else STATE_FAILED
         named_port = self.requested >= Version.WIN10_RS3_1
-        return m.VersionResponse(1, state, self.connection_id if named_port else self.requested)
+        word = self.connection_id if named_port else self.requested
+        if self.requested >= Version.COPPER:
+            return m.VersionResponse2(1, state, word, self.features)
+        return m.VersionResponse(1, state, word)
 
 
 def judge(
@@ -71,11 +80,20 @@ def judge(
     requested = message.version_requested
     # Before 3.0 every message goes to VP 0, whatever the field says.
     vp = message.target_message_vp if requested >= Version.WIN8_1 else 0
-    sint, vtl = VMBUS_SINT, 0
+    sint, vtl, features = VMBUS_SINT, 0, FeatureFlags.NONE
     if requested >= Version.WIN10_RS3_1 and connection_id == MULTICLIENT_CONNECTION:
         # On the other port the field is the address of an interrupt page, as it was before 5.0.
         sint = message.interrupt_page_or_target_info & 0xFF
         vtl = message.interrupt_page_or_target_info >> 8 & 0xFF
+        if requested >= Version.COPPER:
+            asked = FeatureFlags(message.interrupt_page_or_target_info >> 32)
+            features = asked & GRANTED_FEATURES
+    client_id = NO_CLIENT
+    if FeatureFlags.CLIENT_ID in features:
+        if isinstance(message, m.InitiateContact2):
+            client_id = message.client_id
+        else:
+            features &= ~FeatureFlags.CLIENT_ID
 
     monitors = (
         message.parent_to_child_monitor_page_gpa,
@@ -94,13 +112,26 @@ def judge(
         verdict, problem = Verdict.FAILED, f"messages for VTL {vtl}; this host has VTL 0 only"
     elif not 0 < sint < SINT_COUNT:
         verdict, problem = Verdict.FAILED, f"messages for SINT {sint}; it has to be 1 to 15"
-    elif bool(monitors[0]) != bool(monitors[1]):
+    elif is_half(monitors):
         verdict, problem = Verdict.FAILED, "one monitor page; there have to be two or none"
     if not 0 < sint < SINT_COUNT:
         sint = VMBUS_SINT  # the refusal has to arrive somewhere
-    return Contact(requested, vp, sint, connection_id, verdict), problem
+    if verdict is not Verdict.ACCEPTED:
+        features, client_id, monitors = FeatureFlags.NONE, NO_CLIENT, (0, 0)
+    pages = monitors if all(monitors) else None
+    return Contact(requested, vp, sint, connection_id, verdict, features, client_id, pages), problem
+
+
+def is_half(monitor_pages: tuple[int, int]) -> bool:
+    """Whether there is one monitor page: there have to be two or none."""
+    return bool(monitor_pages[0]) != bool(monitor_pages[1])
 
 
 def is_version(number: int) -> bool:
     """Whether a version with this number was ever published."""
     return number in Version.__members__.values()
+
+
+def chooses_signals(contact: Contact) -> bool:
+    """Whether this guest names connection and event flag of a channel that it opens."""
+    return FeatureFlags.GUEST_SPECIFIED_SIGNAL_PARAMETERS in contact.features

@@ -13,6 +13,7 @@ only. What an owner does wrong raises ``ValueError``.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import assert_never
 
 from emulator.bus import snapshot
@@ -22,9 +23,13 @@ from emulator.bus.config import BusConfig
 from emulator.bus.contact import (
     MESSAGE_CONNECTION,
     MULTICLIENT_CONNECTION,
+    STATE_FAILED,
+    STATE_OK,
     VMBUS_SINT,
     Contact,
     Verdict,
+    chooses_signals,
+    is_half,
     judge,
 )
 from emulator.bus.effects import BusConnected, BusDisconnected, Effect, Offer, OfferKey
@@ -35,7 +40,7 @@ from emulator.bus.snapshot import RestoredChannel, Restoring
 from emulator.bus.state import BusState
 from emulator.wire import messages as m
 from emulator.wire.message import MessageStatus
-from emulator.wire.version import Version
+from emulator.wire.version import FeatureFlags, Version
 
 
 class BusHost:
@@ -58,6 +63,12 @@ class BusHost:
     def version(self) -> Version | None:
         """The negotiated version, while a guest is connected."""
         return self.contact.version if self.contact is not None and not self.ending else None
+
+    @property
+    def features(self) -> FeatureFlags:
+        """What was granted to the guest; nothing while none is connected."""
+        connected = self.contact is not None and self.ending is None
+        return self.contact.features if connected and self.contact else FeatureFlags.NONE
 
     def take_effects(self) -> list[Effect]:
         """Return what is to be done, in order, and forget it."""
@@ -166,7 +177,7 @@ class BusHost:
             self.outbox.blame(f"a message on connection {connection_id}")
             return
         try:
-            message = m.parse_guest(payload, self.version)
+            message = m.parse_guest(payload, self.version, self.features)
         except m.MalformedMessage as error:
             self.outbox.blame(str(error))
             return
@@ -178,8 +189,24 @@ class BusHost:
             self._let_go(message)
         elif version < message.SINCE:
             self.outbox.blame(f"{message.TYPE.name} is not part of version {version}")
+        elif not message.known_at(version, self.features):
+            self.outbox.blame(f"{message.TYPE.name} is of a feature that was not negotiated")
+        elif not self._may_answer(message):
+            self.outbox.blame(
+                f"{message.TYPE.name} while {self.config.max_held_messages} messages wait for a "
+                "guest that has paused the connection"
+            )
         else:
             self._connected_message(message, version)
+
+    def _may_answer(self, message: m.GuestMessage) -> bool:
+        """Whether there is room for answers; a guest that leaves or resumes gets room by that."""
+        held = self.outbox.held
+        return (
+            held is None
+            or len(held) < self.config.max_held_messages
+            or isinstance(message, m.Resume | m.Unload)
+        )
 
     def _let_go(self, message: m.GuestMessage) -> None:
         """Let a guest leave that had its connection with a host before this one.
@@ -223,19 +250,39 @@ class BusHost:
                 self.table.modify(message, version)
             case m.TlConnectRequest() | m.TlConnectRequest2():
                 self._refuse_socket(message, version)
-            case (
-                m.OpenReservedChannel()
-                | m.CloseReservedChannel()
-                | m.ModifyConnection()
-                | m.Pause()
-                | m.Resume()
-            ):
-                # None of these has an answer that could refuse it in the versions spoken here.
+            case m.ModifyConnection():
+                self._modify_connection(message)
+            case m.Pause():
+                self._pause()
+            case m.Resume():
+                if self.outbox.held is None:
+                    self.outbox.blame("the connection is to be resumed and is not paused")
+                self.outbox.resume()
+            case m.OpenReservedChannel() | m.CloseReservedChannel():
                 self.outbox.blame(f"{message.TYPE.name} is not served by this host")
             case m.InitiateContact() | m.InitiateContact2():
                 raise AssertionError("taken before there is a version")
             case _:
                 assert_never(message)
+
+    def _modify_connection(self, message: m.ModifyConnection) -> None:
+        assert self.contact is not None
+        pages = (message.parent_to_child_monitor_page_gpa, message.child_to_parent_monitor_page_gpa)
+        state = STATE_OK
+        if is_half(pages):
+            state = STATE_FAILED
+            self.outbox.blame("one monitor page; there have to be two or none")
+        else:
+            kept = pages if all(pages) else None
+            self.contact = dataclasses.replace(self.contact, monitor_pages=kept)
+        self.outbox.send(m.ModifyConnectionResponse(state))
+
+    def _pause(self) -> None:
+        if self.outbox.held is not None:
+            self.outbox.blame("the connection is paused already")
+            return
+        self.outbox.send(m.PauseResponse())
+        self.outbox.pause()
 
     def _refuse_socket(
         self, message: m.TlConnectRequest | m.TlConnectRequest2, version: Version
@@ -265,7 +312,7 @@ class BusHost:
         if self.contact is not None and self.ending is None:
             self.outbox.emit(BusDisconnected(reason))
         self.ending = ending
-        self.outbox.route = None
+        self.outbox.drop_guest()
         self.table.disconnect()
         self._maybe_disconnected()
 
@@ -296,6 +343,7 @@ class BusHost:
         self.outbox.send(contact.response())
         if contact.verdict is Verdict.ACCEPTED:
             self.contact = contact
+            self.table.guest_chooses_signals = chooses_signals(contact)
             self.outbox.emit(BusConnected(contact.version))
         else:
             self.outbox.route = None

@@ -23,11 +23,14 @@ class Outbox:
     ``route`` is None while no guest listens: without a connection, and from the message or reset
     that ends one until whatever it owes is paid. Messages sent in that time vanish, so the parts
     need not ask.
+
+    ``held`` is None, or what waits because the guest has paused the connection (6.0).
     """
 
     def __init__(self) -> None:
         """Make an empty one, with no guest."""
         self.route: Route | None = None
+        self.held: list[bytes] | None = None
         self._effects: list[Effect] = []
 
     def __len__(self) -> int:
@@ -49,4 +52,23 @@ class Outbox:
     def send(self, message: Message) -> None:
         """Send a message to the guest, if there is one."""
         if self.route is not None:
-            self._effects.append(SendMessage(self.route.vp, self.route.sint, message.pack()))
+            payload = message.pack()
+            if self.held is not None:
+                self.held.append(payload)
+            else:
+                self._effects.append(SendMessage(self.route.vp, self.route.sint, payload))
+
+    def pause(self) -> None:
+        """Hold messages back from now on."""
+        self.held = []
+
+    def resume(self) -> None:
+        """Send what was held back, in order; idempotent."""
+        held, self.held = self.held, None
+        if self.route is not None:
+            for payload in held or ():
+                self._effects.append(SendMessage(self.route.vp, self.route.sint, payload))
+
+    def drop_guest(self) -> None:
+        """Nobody listens any more, nor wants what was held back."""
+        self.route = self.held = None

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from emulator.bus.channel import Channel, ChannelState, Ending, OpenRequest
 from emulator.bus.channels import MAX_CHANNEL_ID, Channels, event_connection
-from emulator.bus.contact import Contact, Verdict, is_version
+from emulator.bus.contact import Contact, Verdict, chooses_signals, is_version
 from emulator.bus.effects import (
     ChannelClosing,
     GpadlCreated,
@@ -39,6 +39,7 @@ from emulator.bus.state import (
     SavedOpen,
 )
 from emulator.wire.messages import USER_DEFINED_SIZE
+from emulator.wire.version import GRANTED_FEATURES, FeatureFlags, Version
 
 if TYPE_CHECKING:
     from emulator.bus.host import BusHost
@@ -89,6 +90,7 @@ def save(bus: BusHost) -> BusState:
             for gpadl in bus.sharing.table
         ],
         ids=[_save_key(key) for _, key in by_id],
+        held=None if bus.outbox.held is None else list(bus.outbox.held),
     )
 
 
@@ -96,7 +98,14 @@ def _save_contact(contact: Contact | None) -> SavedContact | None:
     if contact is None:
         return None
     return SavedContact(
-        contact.requested, contact.vp, contact.sint, contact.connection_id, contact.verdict
+        contact.requested,
+        contact.vp,
+        contact.sint,
+        contact.connection_id,
+        contact.verdict,
+        int(contact.features),
+        contact.client_id,
+        contact.monitor_pages,
     )
 
 
@@ -108,6 +117,8 @@ def _save_open(request: OpenRequest | None) -> SavedOpen | None:
     if request is None:
         return None
     params = request.params
+    signal = (params.connection_id, params.event_flag)
+    usual = (event_connection(params.channel_id, params.target_sint), params.channel_id)
     return SavedOpen(
         gpadl_id=request.gpadl_id,
         open_id=params.open_id,
@@ -115,6 +126,7 @@ def _save_open(request: OpenRequest | None) -> SavedOpen | None:
         target_sint=params.target_sint,
         downstream_page_offset=params.downstream_page_offset,
         user_data=params.user_data,
+        signal=signal if signal != usual else None,
     )
 
 
@@ -160,6 +172,7 @@ def restore(bus: BusHost, state: BusState) -> None:
             bus.table.table[key] = _load_channel(bus, key, saved)
         except GpadlError as error:
             problems.append(f"{key}: {error}")
+    problems += _signal_problems(bus, state)
     known = {channel.channel_id for channel in bus.table}
     problems += [
         f"GPADL {gpadl.gpadl_id:#x} is of channel {gpadl.channel_id}, which does not exist"
@@ -176,6 +189,8 @@ def restore(bus: BusHost, state: BusState) -> None:
     bus.table.offers_requested = state.offers_requested
     bus.ending = state.ending
     bus.outbox.route = bus.contact.route if bus.contact and bus.ending is None else None
+    bus.outbox.held = None if state.held is None else list(state.held)
+    bus.table.guest_chooses_signals = bus.contact is not None and chooses_signals(bus.contact)
 
 
 class Restoring:
@@ -276,20 +291,59 @@ def _connection_problems(bus: BusHost, state: BusState) -> Iterator[str]:
                 f"and a restore here allows {bus.config.min_version} to "
                 f"{bus.config.max_restored_version}"
             )
+        if contact.features & ~GRANTED_FEATURES or (
+            contact.features and contact.version < Version.COPPER
+        ):
+            yield f"features {contact.features:#x} were granted, which this host never grants"
+        if contact.monitor_pages is not None and not all(contact.monitor_pages):
+            yield "a monitor page is at address 0"
     if state.contact is not None and state.contact.verdict is not Verdict.ACCEPTED:
         yield "there is a connection that was refused"
     owes_version = state.ending is Ending.VERSION_RESPONSE
     owes_unload = state.ending is Ending.UNLOAD_COMPLETE
     if owes_version != (state.next_contact is not None) or (owes_unload and state.contact is None):
         yield "what is owed to the guest contradicts itself"
+    if state.held is not None and (
+        state.contact is None
+        or state.ending is not None
+        or not state.contact.features & FeatureFlags.PAUSE_RESUME
+    ):
+        yield "messages are held back for a guest that cannot have paused the connection"
     if state.offers_requested and (state.contact is None or state.ending is not None):
         yield "offers were requested without a connection"
+
+
+def _signal_problems(bus: BusHost, state: BusState) -> Iterator[str]:
+    """Signal parameters hold to what an open had to hold to."""
+    asked = state.contact is not None and bool(
+        state.contact.features & FeatureFlags.GUEST_SPECIFIED_SIGNAL_PARAMETERS
+    )
+    for channel in bus.table:
+        for request in (channel.open, channel.reopen):
+            if request is None:
+                continue
+            params = request.params
+            if problem := bus.table.signal_problem(
+                channel, params.connection_id, params.event_flag
+            ):
+                yield f"{channel.offer.key}: {problem}"
+            if not asked and params.event_flag != channel.channel_id:
+                yield f"{channel.offer.key}: event flag {params.event_flag} was not asked for"
 
 
 def _load_contact(saved: SavedContact | None) -> Contact | None:
     if saved is None:
         return None
-    return Contact(saved.version, saved.vp, saved.sint, saved.connection_id, saved.verdict)
+    return Contact(
+        saved.version,
+        saved.vp,
+        saved.sint,
+        saved.connection_id,
+        saved.verdict,
+        FeatureFlags(saved.features),
+        saved.client_id,
+        saved.monitor_pages,
+    )
 
 
 def _load_key(saved: SavedKey) -> OfferKey:
@@ -339,6 +393,10 @@ def _load_open(bus: BusHost, channel_id: int, saved: SavedOpen | None) -> OpenRe
     split = saved.downstream_page_offset
     if not gpadl.is_whole_pages or not 2 <= split <= len(gpadl.pfns) - 2:
         raise GpadlError(f"its rings do not fit GPADL {saved.gpadl_id:#x}")
+    connection_id, event_flag = saved.signal or (
+        event_connection(channel_id, saved.target_sint),
+        channel_id,
+    )
     return OpenRequest(
         saved.gpadl_id,
         OpenParams(
@@ -349,8 +407,8 @@ def _load_open(bus: BusHost, channel_id: int, saved: SavedOpen | None) -> OpenRe
             ring_pfns=gpadl.pfns,
             downstream_page_offset=split,
             user_data=saved.user_data,
-            connection_id=event_connection(channel_id, saved.target_sint),
-            event_flag=channel_id,
+            connection_id=connection_id,
+            event_flag=event_flag,
         ),
     )
 

@@ -14,14 +14,18 @@ from uuid import UUID
 import msgspec
 
 from emulator.bus.channel import ChannelState, Ending
-from emulator.bus.contact import SINT_COUNT, Verdict
+from emulator.bus.contact import NO_CLIENT, SINT_COUNT, Verdict
 from emulator.bus.gpadl import GpadlPhase
+from emulator.wire.message import HEADER_SIZE, MAX_MESSAGE
 from emulator.wire.messages import USER_DEFINED_SIZE
 
 BUS_STATE_VERSION: Final = 1
 
 U16 = Annotated[int, msgspec.Meta(ge=0, le=0xFFFF)]
 U32 = Annotated[int, msgspec.Meta(ge=0, le=0xFFFF_FFFF)]
+# MessagePack has no larger integers.
+U64 = Annotated[int, msgspec.Meta(ge=0)]
+Payload = Annotated[bytes, msgspec.Meta(min_length=HEADER_SIZE, max_length=MAX_MESSAGE)]
 Sint = Annotated[int, msgspec.Meta(ge=1, lt=SINT_COUNT)]
 UserDefined = Annotated[bytes, msgspec.Meta(max_length=USER_DEFINED_SIZE)]
 
@@ -48,7 +52,10 @@ class SavedOffer(Saved, frozen=True):
 
 
 class SavedOpen(Saved, frozen=True):
-    """An open request; ``target_vp`` is None for a channel without interrupt."""
+    """An open request; ``target_vp`` is None for a channel without interrupt.
+
+    ``signal`` is connection id and event flag if the guest chose them (6.0).
+    """
 
     gpadl_id: U32
     open_id: U32
@@ -56,6 +63,7 @@ class SavedOpen(Saved, frozen=True):
     target_sint: Sint
     downstream_page_offset: U32
     user_data: UserDefined
+    signal: tuple[U32, U16] | None = None
 
 
 class SavedChannel(Saved, frozen=True):
@@ -89,6 +97,9 @@ class SavedContact(Saved, frozen=True):
     sint: Sint
     connection_id: U32
     verdict: Verdict
+    features: U32 = 0
+    client_id: UUID = NO_CLIENT
+    monitor_pages: tuple[U64, U64] | None = None
 
 
 class BusState(Saved, frozen=True):
@@ -96,6 +107,7 @@ class BusState(Saved, frozen=True):
 
     ``ending`` is what is owed while a connection ends, ``next_contact`` the contact that ended it.
     ``ids[n]`` is the key of the channel with id n + 1, for every channel there ever was.
+    ``held`` are messages that wait because the guest has paused the connection, if it has.
     """
 
     version: U32
@@ -106,3 +118,4 @@ class BusState(Saved, frozen=True):
     channels: list[SavedChannel]
     gpadls: list[SavedGpadl]
     ids: list[SavedKey]
+    held: list[Payload] | None = None

@@ -14,7 +14,7 @@ from uuid import UUID
 
 from emulator.wire.guid import GUID_SIZE
 from emulator.wire.message import Message, MessageType
-from emulator.wire.version import Version
+from emulator.wire.version import FeatureFlags, Version
 
 USER_DEFINED_SIZE: Final = 120
 """Bytes that a device may put into its offer, and a guest into its open."""
@@ -71,10 +71,16 @@ class OpenChannel(Message):
 
 @dataclass(frozen=True, slots=True)
 class OpenChannel2(Message):
-    """OpenChannel with signal parameters that the guest chooses (6.0 and a feature)."""
+    """OpenChannel with signal parameters that the guest chooses (6.0 and a feature).
+
+    Bit 0 of ``flags`` redirects the interrupt to a paravisor's VTL and SINT.
+    """
 
     TYPE = MessageType.OPEN_CHANNEL
     SINCE = Version.COPPER
+    FEATURES = (
+        FeatureFlags.GUEST_SPECIFIED_SIGNAL_PARAMETERS | FeatureFlags.CHANNEL_INTERRUPT_REDIRECTION
+    )
     FROM_GUEST = True
     LAYOUT = struct.Struct(f"<IIIII{USER_DEFINED_SIZE}sIHH")
 

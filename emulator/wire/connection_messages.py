@@ -13,7 +13,7 @@ from uuid import UUID
 
 from emulator.wire.guid import GUID_SIZE
 from emulator.wire.message import Message, MessageType
-from emulator.wire.version import Version
+from emulator.wire.version import FeatureFlags, Version
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +98,7 @@ class VersionResponse3(Message):
 
     TYPE = MessageType.VERSION_RESPONSE
     SINCE = Version.COPPER
+    FEATURES = FeatureFlags.SERVER_SPECIFIED_MONITOR_PAGES
     FROM_GUEST = False
     LAYOUT = struct.Struct("<BBxxII4xQQ")
 
@@ -173,6 +174,7 @@ class ModifyConnection(Message):
 
     TYPE = MessageType.MODIFY_CONNECTION
     SINCE = Version.COPPER
+    FEATURES = FeatureFlags.MODIFY_CONNECTION
     FROM_GUEST = True
     LAYOUT = struct.Struct("<QQ")
 
@@ -186,6 +188,7 @@ class ModifyConnectionResponse(Message):
 
     TYPE = MessageType.MODIFY_CONNECTION_RESPONSE
     SINCE = Version.COPPER
+    FEATURES = FeatureFlags.MODIFY_CONNECTION
     FROM_GUEST = False
     LAYOUT = struct.Struct("<B")
 
@@ -198,6 +201,7 @@ class Pause(Message):
 
     TYPE = MessageType.PAUSE
     SINCE = Version.COPPER
+    FEATURES = FeatureFlags.PAUSE_RESUME
     FROM_GUEST = True
 
 
@@ -207,6 +211,7 @@ class PauseResponse(Message):
 
     TYPE = MessageType.PAUSE_RESPONSE
     SINCE = Version.COPPER
+    FEATURES = FeatureFlags.PAUSE_RESUME
     FROM_GUEST = False
 
 
@@ -216,4 +221,5 @@ class Resume(Message):
 
     TYPE = MessageType.RESUME
     SINCE = Version.COPPER
+    FEATURES = FeatureFlags.PAUSE_RESUME
     FROM_GUEST = True

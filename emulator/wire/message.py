@@ -12,7 +12,7 @@ from enum import IntEnum
 from typing import Any, ClassVar, Final, NamedTuple, TypeVar
 
 from emulator.wire.guid import guid_from_wire, guid_to_wire
-from emulator.wire.version import Version
+from emulator.wire.version import FeatureFlags, Version
 
 HEADER_SIZE: Final = 8
 MAX_MESSAGE: Final = 240
@@ -76,13 +76,21 @@ _M = TypeVar("_M", bound="Message")
 class Message:
     """Base of all messages: ``LAYOUT`` packs the fields in order; UUID fields are 16 bytes.
 
-    ``tail`` of a subclass, if it has one, takes what follows the fixed part.
+    ``tail`` of a subclass, if it has one, takes what follows the fixed part. ``LAYOUT.size`` is the
+    least size of a body.
     """
 
     TYPE: ClassVar[MessageType]
     SINCE: ClassVar[Version] = Version.V1
+    FEATURES: ClassVar[FeatureFlags] = FeatureFlags.NONE
+    """The form exists once one of these is granted; always, if there is none."""
     FROM_GUEST: ClassVar[bool]
     LAYOUT: ClassVar[struct.Struct] = struct.Struct("<")
+
+    @classmethod
+    def known_at(cls, version: Version, features: FeatureFlags) -> bool:
+        """Whether the form is part of a connection of this version with these features."""
+        return version >= cls.SINCE and (not cls.FEATURES or bool(features & cls.FEATURES))
 
     def pack(self) -> bytes:
         """Encode with the header."""

@@ -60,7 +60,7 @@ from emulator.wire.message import (
     MessageStatus,
     MessageType,
 )
-from emulator.wire.version import Version
+from emulator.wire.version import ALL_FEATURES, FeatureFlags, Version
 
 __all__ = [
     "MAX_MESSAGE",
@@ -175,21 +175,28 @@ for _form in TABLE:
     _FORMS.setdefault((_form.TYPE, _form.FROM_GUEST), []).append(_form)
 
 
-def parse_guest(payload: bytes, version: Version | None = None) -> GuestMessage:
-    """Decode a message from the guest: the longest form that ``version`` knows and the bytes fill.
+def parse_guest(
+    payload: bytes,
+    version: Version | None = None,
+    features: FeatureFlags = ALL_FEATURES,
+) -> GuestMessage:
+    """Decode a message from the guest: the longest form that is known and that the bytes fill.
 
-    Without a version every form is known. InitiateContact is always chosen by size: it comes
-    before there is a version. Raises :class:`MalformedMessage`.
+    What is known is told by the version and the features that were granted; without a version
+    every form is. InitiateContact is always chosen by size: it comes before there is a version.
+    Raises :class:`MalformedMessage`.
     """
-    return cast(GuestMessage, _parse(payload, version, from_guest=True))
+    return cast(GuestMessage, _parse(payload, version, features, from_guest=True))
 
 
 def parse_host(payload: bytes) -> Message:
     """Decode a message from the host, by size; raises :class:`MalformedMessage`."""
-    return _parse(payload, None, from_guest=False)
+    return _parse(payload, None, ALL_FEATURES, from_guest=False)
 
 
-def _parse(payload: bytes, version: Version | None, *, from_guest: bool) -> Message:
+def _parse(
+    payload: bytes, version: Version | None, features: FeatureFlags, *, from_guest: bool
+) -> Message:
     if len(payload) < HEADER_SIZE:
         raise MalformedMessage(f"a message of {len(payload)} bytes has no header")
     if len(payload) > MAX_MESSAGE:
@@ -199,9 +206,9 @@ def _parse(payload: bytes, version: Version | None, *, from_guest: bool) -> Mess
     if forms is None:
         raise MalformedMessage(f"type {number} is not a message of this direction")
     if version is None or number == MessageType.INITIATE_CONTACT:
-        version = max(Version)
+        version, features = max(Version), ALL_FEATURES
     body = payload[HEADER_SIZE:]
     for form in reversed(forms[1:]):
-        if version >= form.SINCE and len(body) >= form.LAYOUT.size:
+        if form.known_at(version, features) and len(body) >= form.LAYOUT.size:
             return form.parse(body)
     return forms[0].parse(body)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from enum import IntEnum, IntFlag
+from typing import Final
 
 
 class Version(IntEnum):
@@ -53,3 +54,19 @@ class FeatureFlags(IntFlag):
     PAUSE_RESUME = 0x20
     SERVER_SPECIFIED_MONITOR_PAGES = 0x40
     GPA_PINNING = 0x80
+
+
+ALL_FEATURES: Final = ~FeatureFlags.NONE
+GRANTED_FEATURES: Final = (
+    FeatureFlags.GUEST_SPECIFIED_SIGNAL_PARAMETERS
+    | FeatureFlags.CHANNEL_INTERRUPT_REDIRECTION
+    | FeatureFlags.MODIFY_CONNECTION
+    | FeatureFlags.CLIENT_ID
+    | FeatureFlags.PAUSE_RESUME
+)
+"""What this host grants a guest that asks for it.
+
+Never the others: confidential channels are for guests that do not trust their host and have a
+paravisor to tell them so; monitor pages are the guest's to choose, since the host has no pages of
+its own in guest memory; and it pins all of guest memory by mapping it.
+"""

@@ -30,7 +30,9 @@ CLOSE_CHANNEL, GPADL_HEADER, GPADL_BODY, GPADL_CREATED, GPADL_TEARDOWN, GPADL_TO
     7, 13
 )
 RELID_RELEASED, INITIATE_CONTACT, VERSION_RESPONSE, UNLOAD, UNLOAD_COMPLETE = range(13, 18)
+OPEN_RESERVED, CLOSE_RESERVED, CLOSE_RESERVED_RESPONSE = range(18, 21)
 TL_CONNECT_REQUEST, MODIFY_CHANNEL, TL_CONNECT_RESULT, MODIFY_CHANNEL_RESPONSE = range(21, 25)
+MODIFY_CONNECTION, MODIFY_CONNECTION_RESPONSE, PAUSE, PAUSE_RESPONSE, RESUME = range(25, 30)
 
 # name -> (offset, size) in the body, and the size of the body.
 FIELDS: dict[int, tuple[int, dict[str, tuple[int, int]]]] = {
@@ -61,7 +63,14 @@ FIELDS: dict[int, tuple[int, dict[str, tuple[int, int]]]] = {
     UNLOAD_COMPLETE: (0, {}),
     TL_CONNECT_RESULT: (36, {"endpoint_id": (0, 16), "service_id": (16, 16), "status": (32, 4)}),
     MODIFY_CHANNEL_RESPONSE: (8, {"channel_id": (0, 4), "status": (4, 4)}),
+    CLOSE_RESERVED_RESPONSE: (4, {"channel_id": (0, 4)}),
+    MODIFY_CONNECTION_RESPONSE: (1, {"state": (0, 1)}),
+    PAUSE_RESPONSE: (0, {}),
 }
+
+
+# From 6.0 the version response has one more field.
+VERSION_RESPONSE_2 = 12
 
 
 class HostBrokeRule(AssertionError):
@@ -79,7 +88,7 @@ class Heard:
         return int.from_bytes(self.raw(name), "little")
 
     def raw(self, name: str) -> bytes:
-        offset, size = FIELDS[self.type][1][name]
+        offset, size = (8, 4) if name == "features" else FIELDS[self.type][1][name]
         return self.body[offset : offset + size]
 
 
@@ -149,6 +158,8 @@ class ModelGuest:
         self.offers_asked = self.offers_complete = False
         self.channels: dict[int, GuestChannel] = {}
         self.modifying: list[int] = []
+        self.features = self.features_asked = 0
+        self.pausing = self.paused = False
 
     def close(self) -> None:
         self.ram.close()
@@ -169,6 +180,7 @@ class ModelGuest:
         port: int | None = None,
         monitors: tuple[int, int] = (0x1000, 0x2000),
         client_id: bytes = b"",
+        features: int = 0,
     ) -> None:
         """Ask for a connection, as a kernel that has just started does."""
         self.forget()
@@ -176,7 +188,7 @@ class ModelGuest:
         named = version >= 0x50000
         self.port = port if port is not None else (4 if named else 1)
         info = (
-            bytes([sint, vtl, 0, 0]) + u32(0)
+            bytes([sint, vtl, 0, 0]) + u32(features)
             if named and self.port == 4
             else u64(0x3000)  # the interrupt page
         )
@@ -184,6 +196,7 @@ class ModelGuest:
         usable = sint if named and self.port == 4 and 0 < sint < 16 else 2
         self.target = (vp if version >= 0x30000 else 0, usable)
         self.contacting = True
+        self.features_asked = features
         self.post(INITIATE_CONTACT, u32(version, vp) + info + u64(*monitors) + client_id)
 
     def request_offers(self) -> None:
@@ -244,12 +257,16 @@ class ModelGuest:
         split: int = 2,
         target_vp: int = 0,
         user_data: bytes = b"",
+        signal: tuple[int, int, int] | None = None,
     ) -> int:
+        """Open; ``signal`` is connection id, event flag and flags of the longer form."""
         open_id, self.next_open = self.next_open, self.next_open + 1
         self.channels[channel_id].opening.append(open_id)
         self.post(
             OPEN_CHANNEL,
-            u32(channel_id, open_id, gpadl_id, target_vp, split) + user_data.ljust(120, b"\0"),
+            u32(channel_id, open_id, gpadl_id, target_vp, split)
+            + user_data.ljust(120, b"\0")
+            + (u32(signal[0]) + u16(*signal[1:]) if signal else b""),
         )
         return open_id
 
@@ -279,8 +296,17 @@ class ModelGuest:
             self.modifying.append(channel_id)
         self.post(MODIFY_CHANNEL, u32(channel_id, target_vp))
 
+    def pause(self) -> None:
+        self.pausing = True
+        self.post(PAUSE)
+
+    def resume(self) -> None:
+        self.paused = False
+        self.post(RESUME)
+
     def unload(self) -> None:
         self.unloading = True
+        self.paused = False
         self.post(UNLOAD)
 
     # What the guest hears.
@@ -292,7 +318,11 @@ class ModelGuest:
         self._rule(padding == bytes(4), "the header's padding is zero")
         self._rule(kind in FIELDS, f"type {kind} is for a guest")
         heard = Heard(kind, payload[8:])
-        self._rule(len(heard.body) == FIELDS[kind][0], f"type {kind} has its size")
+        size = FIELDS[kind][0]
+        if kind == VERSION_RESPONSE and self.version >= 0x60000 and heard["supported"]:
+            size = VERSION_RESPONSE_2
+        self._rule(len(heard.body) == size, f"type {kind} has its size")
+        self._rule(not self.paused, "nothing comes while the connection is paused")
         self._rule((vp, sint) == self.target, f"{(vp, sint)} is where the guest listens")
         self.heard.append(heard)
         self._HANDLERS[kind](self, heard)
@@ -309,6 +339,10 @@ class ModelGuest:
         if heard["supported"] and heard["state"] == 0:
             self.connected = True
             word = self.version if self.version < 0x50000 else self.port
+            if self.version >= 0x60000:
+                self.features = heard["features"]
+                self._rule(not self.features & ~self.features_asked, "features were asked for")
+                self._rule(not self.features & 0xD0, "some features are never granted")
             self._rule(heard["word"] == word, "the last word is the version, or the port from 5.0")
 
     def _offer(self, heard: Heard) -> None:
@@ -382,6 +416,13 @@ class ModelGuest:
         self._rule(heard["channel_id"] in self.modifying, "the response answers a modify")
         self.modifying.remove(heard["channel_id"])
 
+    def _connection_modified(self, heard: Heard) -> None:
+        self._rule(bool(self.features & 4), "the connection can be modified")
+
+    def _paused(self, _: Heard) -> None:
+        self._rule(self.pausing, "a pause response answers a pause")
+        self.pausing, self.paused = False, True
+
     def _connect_result(self, heard: Heard) -> None:
         self._rule(heard["status"] != SUCCESS, "only failures are told")
 
@@ -400,6 +441,8 @@ class ModelGuest:
         UNLOAD_COMPLETE: _unload_complete,
         TL_CONNECT_RESULT: _connect_result,
         MODIFY_CHANNEL_RESPONSE: _modified,
+        MODIFY_CONNECTION_RESPONSE: _connection_modified,
+        PAUSE_RESPONSE: _paused,
     }
 
     # For tests.

@@ -170,7 +170,7 @@ class BusMachine(RuleBasedStateMachine):
     # Rare, because everything starts from nothing after it.
     @rule(
         dice=st.integers(0, 7),
-        version=st.sampled_from([0x50003, 0x60000, 0x40000, 0x20004]),
+        version=st.sampled_from([0x50003, 0x60000, 0x60001, 0x40000, 0x20004]),
         boots=st.booleans(),
     )
     def contact(self, dice: int, version: int, boots: bool) -> None:
@@ -178,7 +178,7 @@ class BusMachine(RuleBasedStateMachine):
             return
         # Another kernel has started; what the old one had not read is lost with its SIM page.
         self.rig.queue.clear()
-        self.guest.contact(version, vp=version & 1)
+        self.guest.contact(version, vp=version & 1, features=0x27)
         self.read_all()
         if boots and self.guest.connected:
             self.guest.request_offers()

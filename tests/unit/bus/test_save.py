@@ -340,7 +340,7 @@ def _set(*path: str | int, to: Any) -> Callable[[Any], None]:
 
 WRONG: dict[str, tuple[Callable[[Any], None], str]] = {
     "version": (_set("version", to=2), "bus state version 2, not 1"),
-    "newer protocol": (_set("contact", "version", to=0x60000), "guest speaks VMBus 6.0"),
+    "newer protocol": (_set("contact", "version", to=0x60001), "guest speaks VMBus 6.1"),
     "unknown protocol": (_set("contact", "version", to=0x50004), "guest speaks VMBus 5.4"),
     "refused contact": (_set("contact", "verdict", to="failed"), "connection that was refused"),
     "no contact": (_set("contact", to=None), "guest knows channels without a connection"),

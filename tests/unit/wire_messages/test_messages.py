@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from emulator.wire import messages as m
 from emulator.wire.guid import guid_from_wire, guid_to_wire
-from emulator.wire.version import Version
+from emulator.wire.version import FeatureFlags, Version
 
 A = UUID("00112233-4455-6677-8899-aabbccddeeff")
 B = UUID("01020304-0506-0708-090a-0b0c0d0e0f10")
@@ -179,6 +179,20 @@ def test_the_version_chooses_the_form(
     message: m.Message, version: Version, form: type[m.Message]
 ) -> None:
     assert type(m.parse_guest(message.pack(), version)) is form
+
+
+@pytest.mark.parametrize(
+    ("features", "form"),
+    [
+        (FeatureFlags.NONE, m.OpenChannel),
+        (FeatureFlags.PAUSE_RESUME | FeatureFlags.MODIFY_CONNECTION, m.OpenChannel),
+        (FeatureFlags.GUEST_SPECIFIED_SIGNAL_PARAMETERS, m.OpenChannel2),
+        (FeatureFlags.CHANNEL_INTERRUPT_REDIRECTION, m.OpenChannel2),
+    ],
+)
+def test_the_features_choose_the_form(features: FeatureFlags, form: type[m.Message]) -> None:
+    data = m.OpenChannel2(1, 2, 3, 4, 5, USER, 6, 7, 8).pack()
+    assert type(m.parse_guest(data, Version.COPPER, features)) is form
 
 
 @pytest.mark.parametrize(
