@@ -272,3 +272,17 @@ def test_a_guest_of_a_host_before_this_one_may_leave() -> None:
     assert sent[1].payload == model.u32(model.UNLOAD_COMPLETE, 0)
     errors = [effect.text for effect in effects if isinstance(effect, GuestError)]
     assert ["without a connection" in error for error in errors] == [True] * 3
+
+
+def test_a_contact_from_a_second_sint(rig: Rig) -> None:
+    rig.connected(1)
+    rig.opened(1)
+    # The model guest listens on the SINT of its last contact, and on that only.
+    rig.guest.connect(sint=5)
+    assert rig.guest.target == (0, 5)
+    assert rig.guest.channels[1].offer["connection_id"] == 0x5001
+    rig.opened(1)
+    rings = rig.owners[key(1)].rings
+    assert rings is not None
+    assert (rings.target_sint, rings.connection_id) == (5, 0x5001)
+    assert rig.errors == []

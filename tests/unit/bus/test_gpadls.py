@@ -289,3 +289,21 @@ def test_the_owner_learns_of_gpadls_before_it_opens(slow: Rig) -> None:
     effects = slow.bus.take_effects()
     assert isinstance(effects[0], GpadlCreated)
     assert effects[0].key == key(1)
+
+
+def test_several_ranges_in_many_bodies(rig: Rig) -> None:
+    rig.connected(1)
+    # Longer than a message each, so that each border of two ranges is within a body.
+    pages = [list(range(100 * n, 100 * n + 50 + n)) for n in range(1, 5)]
+    ranges = [model.u32(len(pfns) * 4096 - 8, 8) + model.u64(*pfns) for pfns in pages]
+    gpadl = rig.guest.gpadl_begin(1, 1, ranges=ranges)
+    bodies = 0
+    while gpadl.unsent:
+        assert gpadl.state == "sending"
+        rig.guest.gpadl_go_on(gpadl)
+        bodies += 1
+    assert bodies == 7
+    assert gpadl.state == "created"
+    found = rig.owners[key(1)].gpadls[gpadl.gpadl_id]
+    assert [list(r.pfns) for r in found] == pages
+    assert {(r.offset, r.length) for r in found} == {(8, len(p) * 4096 - 8) for p in pages}
