@@ -29,7 +29,6 @@ from emulator.ring import RingCorrupt
 from emulator.ring.control import RingEnd
 from emulator.wire.message import MessageType
 from emulator.wire.packet import PacketType
-from emulator.wire.version import FeatureFlags
 
 if TYPE_CHECKING:
     from emulator.machine.host import VmbusHost
@@ -97,7 +96,7 @@ def inspect(host: VmbusHost, channel_id: int | None = None) -> r.Host:
         connected=host.connected,
         running=host.running,
         version=str(contact.version) if contact is not None else "",
-        features=[flag.name for flag in _features(bus) if flag.name],
+        features=[flag.name for flag in contact.features if flag.name] if contact else [],
         message_vp=contact.vp if contact is not None else None,
         message_sint=contact.sint if contact is not None else None,
         memory=host.memory_regions(),
@@ -112,12 +111,6 @@ def inspect(host: VmbusHost, channel_id: int | None = None) -> r.Host:
         peak_private_kib=peak_private_kib(),
         quotas=msgspec.structs.asdict(host.config.quotas),
     )
-
-
-def _features(bus: BusHost) -> FeatureFlags:
-    """Return what was negotiated: no version below 6.0 has feature flags."""
-    del bus
-    return FeatureFlags.NONE
 
 
 def _channel(
