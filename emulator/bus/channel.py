@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from emulator.bus.effects import Offer, OpenParams
+from emulator.bus.outbox import Route
 
 
 class ChannelState(Enum):
@@ -93,21 +94,29 @@ class Ending(Enum):
 
 @dataclass(frozen=True, slots=True)
 class OpenRequest:
-    """An open, and the GPADL that its ring is in."""
+    """An open, and the GPADL that its ring is in.
+
+    ``reserved`` is where the answer to OpenReservedChannel goes; None after OpenChannel.
+    """
 
     gpadl_id: int
     params: OpenParams
+    reserved: Route | None = None
 
 
 @dataclass(slots=True)
 class Channel:
-    """One channel. ``open`` is set while the owner has the rings, ``reopen`` in CLOSING_REOPEN."""
+    """One channel. ``open`` is set while the owner has the rings, ``reopen`` in CLOSING_REOPEN.
+
+    ``close_answer`` is where CloseReservedChannelResponse goes when the owner has let go of them.
+    """
 
     offer: Offer
     channel_id: int
     state: ChannelState = ChannelState.RELEASED
     open: OpenRequest | None = None
     reopen: OpenRequest | None = None
+    close_answer: Route | None = None
 
     def __str__(self) -> str:
         """Describe the channel for people."""

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import Final, assert_never
 
 from emulator.bus.channel import Channel, ChannelState, OpenRequest
+from emulator.bus.contact import SINT_COUNT
 from emulator.bus.effects import (
     ChannelClosing,
     ChannelMoved,
@@ -22,7 +23,7 @@ from emulator.bus.effects import (
     OpenParams,
 )
 from emulator.bus.gpadl import GpadlPhase
-from emulator.bus.outbox import Outbox
+from emulator.bus.outbox import Outbox, Route
 from emulator.bus.sharing import Sharing
 from emulator.wire import messages as m
 from emulator.wire.message import MessageStatus
@@ -117,15 +118,16 @@ class Channels:
             return
         state, opened, reopen = channel.state, channel.open, channel.reopen
         channel.open = channel.reopen = None
+        self._answer_close(channel)
         if not state.guest_knows:
             self._remove(channel)
             return
         # Answers first: once it is rescinded Hyper-V answers nothing on a channel, and a guest
         # that does not know that would wait.
         if state is ChannelState.OPENING and opened is not None:
-            self._refuse_open(channel, opened.params.open_id)
+            self._refuse_open(channel, opened.params.open_id, opened.reserved)
         if reopen is not None:
-            self._refuse_open(channel, reopen.params.open_id)
+            self._refuse_open(channel, reopen.params.open_id, reopen.reserved)
         self._sharing.revoked(channel)
         channel.state = ChannelState.REVOKED
         self._outbox.send(m.RescindChannelOffer(channel.channel_id))
@@ -179,7 +181,7 @@ class Channels:
                     self._ask_to_open(channel, reopen)
                 else:
                     # The guest tore the new ring down before it could be opened.
-                    self._refuse_open(channel, reopen.params.open_id)
+                    self._refuse_open(channel, reopen.params.open_id, reopen.reserved)
             case _:
                 raise ValueError(f"{key} is {channel.state.value}; nobody asked to close it")
 
@@ -195,7 +197,47 @@ class Channels:
             self.tell(channel)
         self._outbox.send(m.AllOffersDelivered())
 
-    def open(self, message: m.OpenChannel | m.OpenChannel2) -> None:
+    def open_reserved(self, message: m.OpenReservedChannel) -> None:
+        """Open a channel for a crash dump: the answer goes to the VP and SINT named here."""
+        if not 0 < message.target_sint < SINT_COUNT:
+            self._outbox.blame(f"SINT {message.target_sint} for a reserved channel")
+            return
+        self.open(
+            m.OpenChannel(
+                message.channel_id,
+                0,
+                message.ring_buffer_gpadl,
+                message.target_vp,
+                message.downstream_page_offset,
+                b"",
+            ),
+            Route(message.target_vp, message.target_sint),
+        )
+
+    def close_reserved(self, message: m.CloseReservedChannel) -> None:
+        """Close such a channel; the answer comes when its owner has let go of the rings.
+
+        Also without a connection: the end of that has closed the channel, or is about to.
+        """
+        if not 0 < message.target_sint < SINT_COUNT:
+            self._outbox.blame(f"SINT {message.target_sint} for a reserved channel")
+            return
+        answer = Route(message.target_vp, message.target_sint)
+        found = [c for c in self.table.values() if c.channel_id == message.channel_id]
+        channel = found[0] if found else None
+        if channel is None or channel.open is None:
+            # Nobody has its rings, which is all that the guest waits to hear.
+            self._outbox.send_to(answer, m.CloseReservedChannelResponse(message.channel_id))
+        elif channel.open.reserved is None:
+            self._outbox.blame(f"channel {channel.channel_id} was not opened as a reserved one")
+        else:
+            channel.close_answer = answer
+            if channel.state is ChannelState.OPEN:
+                self._close(channel, ChannelState.CLOSING)
+            elif channel.state is ChannelState.OPENING:
+                channel.state = ChannelState.OPENING_CLOSE
+
+    def open(self, message: m.OpenChannel | m.OpenChannel2, reserved: Route | None = None) -> None:
         """Ask the owner to open a channel, now or when it has closed it."""
         channel = self._known(message.channel_id, message)
         if channel is None or channel.state.is_revoked:
@@ -203,22 +245,26 @@ class Channels:
             return
         match channel.state:
             case ChannelState.CLOSED:
-                if (request := self._open_request(channel, message)) is not None:
+                if (request := self._open_request(channel, message, reserved)) is not None:
                     self._ask_to_open(channel, request)
             case ChannelState.CLOSING:
                 # A close has no answer, so a guest may open again while the owner still closes.
-                if (request := self._open_request(channel, message)) is not None:
+                if (request := self._open_request(channel, message, reserved)) is not None:
                     channel.state, channel.reopen = ChannelState.CLOSING_REOPEN, request
             case _:
                 self._outbox.blame(
                     f"channel {channel.channel_id} is to be opened and is {channel.state.value}"
                 )
-                self._refuse_open(channel, message.open_id)
+                self._refuse_open(channel, message.open_id, reserved)
 
     def close(self, message: m.CloseChannel) -> None:
         """Ask the owner to let go of the rings. There is no answer."""
         channel = self._known(message.channel_id, message)
         if channel is None:
+            return
+        current = channel.reopen or channel.open
+        if current is not None and current.reserved is not None:
+            self._outbox.blame(f"channel {channel.channel_id} was opened as a reserved one")
             return
         match channel.state:
             case ChannelState.OPEN:
@@ -295,11 +341,13 @@ class Channels:
                 assert_never(channel.state)
         self._outbox.emit(ChannelReleased(channel.offer.key))
 
-    def disconnect(self) -> None:
-        """End the guest's hold on every channel."""
+    def disconnect(self, *, answer: bool) -> None:
+        """End the guest's hold on every channel; ``answer`` a guest that still waits."""
         self.offers_requested = False
         for channel in self:
             channel.reopen = None
+            if not answer:
+                channel.close_answer = None
             match channel.state:
                 case ChannelState.CLOSED:
                     channel.state = ChannelState.RELEASED
@@ -348,6 +396,7 @@ class Channels:
         """The owner has no rings any more."""
         channel.open = channel.reopen = None
         channel.state = state
+        self._answer_close(channel)
         if state is ChannelState.RELEASED:
             self._sharing.let_go(channel)
         else:
@@ -360,13 +409,30 @@ class Channels:
     def _send_open_result(self, channel: Channel, status: MessageStatus) -> None:
         assert channel.open is not None
         open_id = channel.open.params.open_id
-        self._outbox.send(m.OpenResult(channel.channel_id, open_id, status))
+        result = m.OpenResult(channel.channel_id, open_id, status)
+        self._answer(channel.open.reserved, result)
 
-    def _refuse_open(self, channel: Channel, open_id: int) -> None:
-        self._outbox.send(m.OpenResult(channel.channel_id, open_id, MessageStatus.UNSUCCESSFUL))
+    def _refuse_open(self, channel: Channel, open_id: int, reserved: Route | None) -> None:
+        result = m.OpenResult(channel.channel_id, open_id, MessageStatus.UNSUCCESSFUL)
+        self._answer(reserved, result)
+
+    def _answer(self, reserved: Route | None, result: m.OpenResult) -> None:
+        if self._outbox.route is not None and reserved is not None:
+            self._outbox.send_to(reserved, result)
+        else:
+            self._outbox.send(result)
+
+    def _answer_close(self, channel: Channel) -> None:
+        """The owner has let go of the rings of what may have been a reserved channel."""
+        answer, channel.close_answer = channel.close_answer, None
+        if answer is not None:
+            self._outbox.send_to(answer, m.CloseReservedChannelResponse(channel.channel_id))
 
     def _open_request(
-        self, channel: Channel, message: m.OpenChannel | m.OpenChannel2
+        self,
+        channel: Channel,
+        message: m.OpenChannel | m.OpenChannel2,
+        reserved: Route | None,
     ) -> OpenRequest | None:
         """Check an open; None when it was refused."""
         assert self._outbox.route is not None
@@ -382,7 +448,7 @@ class Channels:
             problem = f"{len(gpadl.pfns)} pages cannot be split at page {split}"
         if gpadl is None or problem:
             self._outbox.blame(f"the ring of channel {channel.channel_id}: {problem}")
-            self._refuse_open(channel, message.open_id)
+            self._refuse_open(channel, message.open_id, reserved)
             return None
         sint = self._outbox.route.sint
         connection_id = event_connection(channel.channel_id, sint)
@@ -391,7 +457,7 @@ class Channels:
             connection_id, event_flag = message.connection_id, message.event_flag
         if problem := self.signal_problem(channel, connection_id, event_flag):
             self._outbox.blame(f"channel {channel.channel_id}: {problem}")
-            self._refuse_open(channel, message.open_id)
+            self._refuse_open(channel, message.open_id, reserved)
             return None
         # A redirected interrupt goes to VTL 2 if that has the bus too; here there is VTL 0 only.
         return OpenRequest(
@@ -400,13 +466,14 @@ class Channels:
                 channel_id=channel.channel_id,
                 open_id=message.open_id,
                 target_vp=None if message.target_vp == NO_VP else message.target_vp,
-                target_sint=sint,
+                target_sint=sint if reserved is None else reserved.sint,
                 ring_pfns=gpadl.pfns,
                 downstream_page_offset=split,
                 user_data=message.user_data,
                 connection_id=connection_id,
                 event_flag=event_flag,
             ),
+            reserved,
         )
 
     def signal_problem(self, channel: Channel, connection_id: int, event_flag: int) -> str:

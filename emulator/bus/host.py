@@ -184,6 +184,8 @@ class BusHost:
         version = self.version
         if isinstance(message, m.InitiateContact | m.InitiateContact2):
             self._initiate_contact(connection_id, message)
+        elif isinstance(message, m.CloseReservedChannel) and version is None:
+            self.table.close_reserved(message)
         elif version is None:
             self.outbox.blame(f"{message.TYPE.name} without a connection")
             self._let_go(message)
@@ -258,8 +260,10 @@ class BusHost:
                 if self.outbox.held is None:
                     self.outbox.blame("the connection is to be resumed and is not paused")
                 self.outbox.resume()
-            case m.OpenReservedChannel() | m.CloseReservedChannel():
-                self.outbox.blame(f"{message.TYPE.name} is not served by this host")
+            case m.OpenReservedChannel():
+                self.table.open_reserved(message)
+            case m.CloseReservedChannel():
+                self.table.close_reserved(message)
             case m.InitiateContact() | m.InitiateContact2():
                 raise AssertionError("taken before there is a version")
             case _:
@@ -313,7 +317,8 @@ class BusHost:
             self.outbox.emit(BusDisconnected(reason))
         self.ending = ending
         self.outbox.drop_guest()
-        self.table.disconnect()
+        # Another kernel, after a contact or a reset, waits for none of the old one's answers.
+        self.table.disconnect(answer=ending is Ending.UNLOAD_COMPLETE)
         self._maybe_disconnected()
 
     def _maybe_disconnected(self) -> None:

@@ -58,6 +58,12 @@ class Outbox:
             else:
                 self._effects.append(SendMessage(self.route.vp, self.route.sint, payload))
 
+    def send_to(self, route: Route, message: Message) -> None:
+        """Send to the place that the guest named for this answer, connected or not, paused or not:
+        who dumps a crashed guest's memory polls for it, and hears nothing else.
+        """
+        self._effects.append(SendMessage(route.vp, route.sint, message.pack()))
+
     def pause(self) -> None:
         """Hold messages back from now on."""
         self.held = []

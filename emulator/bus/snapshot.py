@@ -28,6 +28,7 @@ from emulator.bus.effects import (
     OpenParams,
 )
 from emulator.bus.gpadl import Gpadl, GpadlError, GpadlPhase
+from emulator.bus.outbox import Route
 from emulator.bus.state import (
     BUS_STATE_VERSION,
     BusState,
@@ -127,7 +128,16 @@ def _save_open(request: OpenRequest | None) -> SavedOpen | None:
         downstream_page_offset=params.downstream_page_offset,
         user_data=params.user_data,
         signal=signal if signal != usual else None,
+        reserved=_save_route(request.reserved),
     )
+
+
+def _save_route(route: Route | None) -> tuple[int, int] | None:
+    return None if route is None else (route.vp, route.sint)
+
+
+def _load_route(saved: tuple[int, int] | None) -> Route | None:
+    return None if saved is None else Route(*saved)
 
 
 def _save_channel(channel: Channel) -> SavedChannel:
@@ -140,6 +150,7 @@ def _save_channel(channel: Channel) -> SavedChannel:
         state=channel.state,
         open=_save_open(channel.open),
         reopen=_save_open(channel.reopen),
+        close_answer=_save_route(channel.close_answer),
     )
 
 
@@ -375,12 +386,15 @@ def _load_channel(bus: BusHost, key: OfferKey, saved: SavedChannel) -> Channel:
         (saved.reopen is not None) != saved.state.has_reopen
     ):
         raise GpadlError(f"the rings contradict the state {saved.state.value}")
+    if saved.close_answer is not None and (saved.open is None or saved.open.reserved is None):
+        raise GpadlError("the close of a reserved channel is to be answered, and it is none")
     return Channel(
         offer,
         channel_id,
         saved.state,
         _load_open(bus, channel_id, saved.open),
         _load_open(bus, channel_id, saved.reopen),
+        _load_route(saved.close_answer),
     )
 
 
@@ -410,6 +424,7 @@ def _load_open(bus: BusHost, channel_id: int, saved: SavedOpen | None) -> OpenRe
             connection_id=connection_id,
             event_flag=event_flag,
         ),
+        _load_route(saved.reserved),
     )
 
 

@@ -55,6 +55,7 @@ class SavedOpen(Saved, frozen=True):
     """An open request; ``target_vp`` is None for a channel without interrupt.
 
     ``signal`` is connection id and event flag if the guest chose them (6.0).
+    ``reserved`` is VP and SINT that the answer to OpenReservedChannel goes to.
     """
 
     gpadl_id: U32
@@ -64,11 +65,13 @@ class SavedOpen(Saved, frozen=True):
     downstream_page_offset: U32
     user_data: UserDefined
     signal: tuple[U32, U16] | None = None
+    reserved: tuple[U32, Sint] | None = None
 
 
 class SavedChannel(Saved, frozen=True):
     """One channel. ``open`` is set while its owner has the rings or is asked to take them;
-    ``reopen`` is an open request that came while it was closing.
+    ``reopen`` is an open request that came while it was closing; ``close_answer`` VP and
+    SINT that the answer to CloseReservedChannel goes to.
     """
 
     key: SavedKey
@@ -76,6 +79,7 @@ class SavedChannel(Saved, frozen=True):
     state: ChannelState
     open: SavedOpen | None
     reopen: SavedOpen | None
+    close_answer: tuple[U32, Sint] | None = None
 
 
 class SavedGpadl(Saved, frozen=True):

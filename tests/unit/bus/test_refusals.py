@@ -36,8 +36,6 @@ def test_at_4_0_a_socket_cannot_be_refused(rig: Rig) -> None:
 @pytest.mark.parametrize(
     ("kind", "body", "text"),
     [
-        (18, 20, "OPEN_RESERVED_CHANNEL is not served"),
-        (19, 12, "CLOSE_RESERVED_CHANNEL is not served"),
         (25, 16, "MODIFY_CONNECTION is not part of version 5.3"),
         (27, 0, "PAUSE is not part of version 5.3"),
         (29, 0, "RESUME is not part of version 5.3"),
