@@ -228,7 +228,7 @@ class Channels:
         if channel is None or channel.open is None:
             # Nobody has its rings, which is all that the guest waits to hear.
             self._outbox.send_to(answer, m.CloseReservedChannelResponse(message.channel_id))
-        elif channel.open.reserved is None:
+        elif (channel.reopen or channel.open).reserved is None:
             self._outbox.blame(f"channel {channel.channel_id} was not opened as a reserved one")
         else:
             channel.close_answer = answer
@@ -236,6 +236,8 @@ class Channels:
                 self._close(channel, ChannelState.CLOSING)
             elif channel.state is ChannelState.OPENING:
                 channel.state = ChannelState.OPENING_CLOSE
+            elif channel.state is ChannelState.CLOSING_REOPEN:
+                channel.state, channel.reopen = ChannelState.CLOSING, None
 
     def open(self, message: m.OpenChannel | m.OpenChannel2, reserved: Route | None = None) -> None:
         """Ask the owner to open a channel, now or when it has closed it."""

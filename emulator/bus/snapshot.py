@@ -386,8 +386,8 @@ def _load_channel(bus: BusHost, key: OfferKey, saved: SavedChannel) -> Channel:
         (saved.reopen is not None) != saved.state.has_reopen
     ):
         raise GpadlError(f"the rings contradict the state {saved.state.value}")
-    if saved.close_answer is not None and (saved.open is None or saved.open.reserved is None):
-        raise GpadlError("the close of a reserved channel is to be answered, and it is none")
+    if saved.close_answer is not None and saved.open is None:
+        raise GpadlError("the close of a reserved channel is to be answered, and it is closed")
     return Channel(
         offer,
         channel_id,

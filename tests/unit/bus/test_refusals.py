@@ -97,7 +97,7 @@ _steps = st.one_of(
 
 @given(st.lists(_steps, max_size=60))
 def test_no_bytes_of_the_guest_raise(steps: list[tuple[int, bytes] | str]) -> None:
-    config = BusConfig(max_gpadls_per_channel=4, max_pages=64)
+    config = BusConfig(max_gpadls_per_channel=4, max_pages=64, max_held_messages=16)
     rig = Rig(config, automatic=False, pages=64)
     # The model guest minds the rules and is of no use here: messages are only counted.
     delivered: list[SendMessage] = []

@@ -123,3 +123,18 @@ def test_before_4_0_no_channel_is_reserved(rig: Rig) -> None:
     rig.guest.connect(Version.WIN8_1)
     rig.guest.post(model.OPEN_RESERVED, bytes(20))
     assert rig.errors == ["OPEN_RESERVED_CHANNEL is not part of version 3.0"]
+
+
+def test_a_reserved_open_that_waits_for_a_close_is_closed(slow: Rig) -> None:
+    slow.connected(1)
+    slow.opened(1)
+    slow.open_result(key(1))
+    slow.guest.close_channel(1)
+    open_reserved(slow)
+    heard = listen(slow)
+    slow.guest.post(model.CLOSE_RESERVED, CLOSE)
+    transfer(slow, [offer(1)])
+    slow.close_done(key(1))
+    assert heard == [(1, 6, model.CLOSE_RESERVED_RESPONSE)]
+    assert slow.owners[key(1)].opening is None
+    assert slow.errors == []
