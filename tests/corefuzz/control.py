@@ -21,8 +21,9 @@ from typing import Final
 import msgspec
 
 from emulator.bus import BusConfig, BusHost, BusState, GuestError, SendMessage
+from emulator.bus.contact import VMBUS_SINT
 from emulator.wire import messages as m
-from emulator.wire.version import Version
+from emulator.wire.version import GRANTED_FEATURES, Version
 from tests.corefuzz.source import Source
 from tests.unit.bus.rig import Owner, Rig, key, offer
 
@@ -148,8 +149,12 @@ def _message(source: Source) -> bytes:
     return struct.pack("<II", kind, source.word((0, 0, 0, 1)) & 0xFFFF_FFFF) + body
 
 
-def _contact(version: Version) -> bytes:
-    return m.InitiateContact(version, 0, 2 if version > Version.WIN10 else 0, 0, 0).pack()
+def _contact(version: Version, source: Source) -> bytes:
+    info = VMBUS_SINT if version > Version.WIN10 else 0
+    if version >= Version.COPPER:
+        # What it asks for of the features: nothing, what is granted, everything.
+        info |= source.choice((0, int(GRANTED_FEATURES), 0xFF)) << 32
+    return m.InitiateContact(version, 0, info, 0, 0).pack()
 
 
 def _owner(rig: _Conversation, source: Source) -> None:
@@ -177,8 +182,8 @@ def control(data: bytes) -> None:
             rig.offer(offer(number))
         if source.below(4):
             # As a rule there is a guest that has got as far as its drivers.
-            version = source.choice((Version.IRON, Version.WIN8, Version.WIN10))
-            rig.say(4 if version > Version.WIN10 else 1, _contact(version))
+            version = source.choice((Version.COPPER, Version.IRON, Version.WIN8))
+            rig.say(4 if version > Version.WIN10 else 1, _contact(version, source))
             rig.say(4, m.RequestOffers().pack())
         while source.more:
             action = source.below(16)
