@@ -9,6 +9,7 @@ only when the host has taken them. What the host must do comes as calls on :clas
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import select
@@ -289,14 +290,16 @@ class Session:
         self._handler.reset()
         self._transport.send(ResetDone(epoch))
 
-    def _stop(self, eventfd: int) -> None:
+    def _stop(self, pipe: int) -> None:
         self._running = False
         # No post may follow the answer, and some may wait for the end of this batch.
         self._transport.flush()
 
         def stopped() -> None:
-            os.eventfd_write(eventfd, 1)
-            os.close(eventfd)
+            # A frontend that no longer waits has closed its end.
+            with contextlib.suppress(BrokenPipeError):
+                os.write(pipe, b"\1")
+            os.close(pipe)
 
         self._handler.stopping(stopped)
 

@@ -12,7 +12,7 @@ from typing import Literal
 
 import msgspec
 
-StopAnswer = Literal["honest", "never", "twice", "huge", "close"]
+StopAnswer = Literal["honest", "never", "twice", "huge", "give up", "close"]
 SaveAnswer = Literal[
     "honest",
     "empty",

@@ -377,6 +377,22 @@ def stop_without_an_answer(rng: random.Random, vcpus: int) -> list[a.Action]:
 
 
 @_card
+def stop_given_up(rng: random.Random, vcpus: int) -> list[a.Action]:
+    return [
+        a.Connect(),
+        *_registrations(),
+        a.Answer(stop="give up"),
+        a.Order("stop"),
+        a.Reported("stop given up"),
+        a.Order("migrate", failure="save: not stopped"),
+        a.Order("cont"),
+        a.Answer(),
+        a.Order("stop"),
+        a.Order("migrate"),
+    ]
+
+
+@_card
 def save_while_running(rng: random.Random, vcpus: int) -> list[a.Action]:
     return [a.Connect(), a.Order("migrate", failure="save: running"), a.Served()]
 
@@ -459,7 +475,8 @@ def closed_when_asked(rng: random.Random, vcpus: int) -> list[a.Action]:
         return [a.Connect(), save, a.Answer(load="close"), a.Order("loadvm", "load: failed")]
     if what == "save":
         return [a.Connect(), a.Order("stop"), a.Answer(save="close"), a.Order("migrate")]
-    return [a.Connect(), a.Answer(stop="close"), a.Order("stop"), a.Order("cont")]
+    report = a.Reported("stop given up")
+    return [a.Connect(), a.Answer(stop="close"), a.Order("stop"), report, a.Order("cont")]
 
 
 @_card

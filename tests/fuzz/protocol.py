@@ -107,11 +107,12 @@ FAILURES: Final = {
     key: re.compile(pattern)
     for key, pattern in {
         "stop timeout": r"has not stopped within \d+ ms",
+        "stop given up": r"closed the pipe, without having stopped",
         "gone": r"the backend is gone",
         "save: running": r"the machine is running|cannot be migrated while the machine is running",
         "save: no backend": r"no backend is connected",
         "save: no feature": r"the backend cannot save its state",
-        "save: not stopped": r"the backend has not stopped in time",
+        "save: not stopped": r"the backend has not stopped; ",
         "state: timeout": r"has not answered within \d+ ms",
         "state: no result": r"has not given a result",
         "state: malformed": r"the result of the backend is malformed",

@@ -123,10 +123,13 @@ class ModelFrontend:
             self._queue.append(Got(kind, cookie, body, fds))
 
     async def stop(self) -> None:
-        eventfd = os.eventfd(0, os.EFD_NONBLOCK)
-        self.send(STOP, fds=(eventfd,))
-        await _readable(eventfd)
-        os.close(eventfd)
+        answer, end = os.pipe()
+        self.send(STOP, fds=(end,))
+        os.close(end)
+        await _readable(answer)
+        stopped = os.read(answer, 2)
+        os.close(answer)
+        assert stopped, "the pipe was closed without an answer"
 
     async def save(self, max_size: int = 1 << 20) -> tuple[int, bytes, str]:
         """Return status, state and text of a SAVE_STATE; checks size and CRC as QEMU does."""
