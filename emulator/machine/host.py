@@ -465,7 +465,7 @@ class VmbusHost:
                     slot.gpadls.pop(effect.gpadl_id, None)
                 self._bus.gpadl_released(effect.key, effect.gpadl_id)
             case BusConnected():
-                self._log.info("guest connected, VMBus %s", effect.version.name)
+                self._log.info("guest connected, VMBus %s", effect.version)
             case BusDisconnected():
                 self._log.info("guest disconnected: %s", effect.reason)
             case ChannelReleased():
