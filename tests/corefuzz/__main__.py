@@ -20,6 +20,7 @@ TARGETS = {
     "packet": "tests.corefuzz.rings",
     "bus_state": "tests.corefuzz.states",
     "host_state": "tests.corefuzz.states",
+    "whole": "tests.corefuzz.whole",
 }
 _LONGEST = 1024
 """Bytes of an input."""

@@ -19,7 +19,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.corefuzz import control, corpus, rings, states
+from tests.corefuzz import control, corpus, rings, states, whole
 
 ROOT = Path(__file__).resolve().parents[2]
 TARGETS: dict[str, Callable[[bytes], None]] = {
@@ -29,6 +29,7 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "packet": rings.packet,
     "bus_state": states.bus_state,
     "host_state": states.host_state,
+    "whole": whole.whole,
 }
 
 each_target = pytest.mark.parametrize("name", TARGETS)
