@@ -24,11 +24,7 @@ from emulator.link import Post, Region, Session, Status
 from emulator.machine.config import DeviceConfig, HostConfig, Quotas
 from emulator.machine.doorbells import DoorbellLoop
 from emulator.machine.host import VmbusHost
-from emulator.wire import messages as m
-from tests.corefuzz.source import Source
-from tests.model import guest as g
-from tests.model.guest import PAGE, ModelGuest
-from tests.model.ring import (
+from emulator.model.ring import (
     WORD_IN,
     WORD_OUT,
     GuestReader,
@@ -38,6 +34,10 @@ from tests.model.ring import (
     gpa_direct_header,
     transfer_header,
 )
+from emulator.wire import messages as m
+from tests.corefuzz.source import Source
+from tests.model import guest as g
+from tests.model.guest import PAGE, ModelGuest
 
 RING_PAGES: Final = 3
 RAM_PAGES: Final = 96

@@ -20,9 +20,11 @@ BELOW: dict[str, set[str]] = {
     "devices": {"wire", "memory", "ring", "kmcl"},
     "machine": {"wire", "memory", "ring", "bus", "link", "kmcl", "devices"},
     "lab": {"devices", "machine"},
-    "cli": {"machine", "lab"},
+    "model": set(),
+    "conformance": {"wire", "memory", "ring", "kmcl", "model"},
+    "cli": {"machine", "lab", "conformance"},
 }
-SANS_IO = {"wire", "memory", "ring", "bus", "kmcl"}
+SANS_IO = {"wire", "memory", "ring", "bus", "kmcl", "model", "conformance"}
 IO_MODULES = {"asyncio", "socket", "selectors", "select", "subprocess"}
 
 

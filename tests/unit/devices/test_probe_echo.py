@@ -7,13 +7,13 @@ import mmap
 
 import pytest
 
+from emulator.conformance.rig import PAGE, Port, nothing
 from emulator.devices.probe.device import ProbeDevice
 from emulator.devices.probe.protocol import Header, ProbeType
 from emulator.memory import page_view
+from emulator.model.driver import COMPLETION, GuestEnds
 from emulator.ring import IncomingRing, OutgoingRing
 from emulator.wire.ntstatus import NtStatus
-from tests.unit.kmcl.guest import COMPLETION, GuestEnds
-from tests.unit.kmcl.rig import PAGE, Port, nothing
 
 pytestmark = pytest.mark.asyncio
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tests.unit.kmcl.guest import COMPLETION, text
-from tests.unit.kmcl.rig import Rig
+from emulator.conformance.rig import Rig
+from emulator.model.driver import COMPLETION, text
 
 SMALLEST_CHUNKS: Callable[[], int] = lambda: 0  # noqa: E731
 

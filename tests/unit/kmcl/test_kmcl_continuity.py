@@ -5,16 +5,16 @@ from __future__ import annotations
 
 import pytest
 
+from emulator.conformance.rig import PAGE, Rig, nothing
 from emulator.kmcl import (
     Connection,
     FaultKind,
     IncomingPacket,
     ServerChannel,
 )
+from emulator.model.driver import request
+from emulator.model.ring import WORD_IN, WORD_MASK, WORD_OUT, WORD_PENDING
 from emulator.wire.ntstatus import NtStatus
-from tests.model.ring import WORD_IN, WORD_MASK, WORD_OUT, WORD_PENDING
-from tests.unit.kmcl.guest import request
-from tests.unit.kmcl.rig import PAGE, Rig, nothing
 from tests.unit.kmcl.scenes import busy, drain_guest
 
 OK = NtStatus.SUCCESS

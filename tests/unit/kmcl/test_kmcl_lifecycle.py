@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
+from emulator.conformance.rig import INSTANCE, INTERFACE, Port, Rig, nothing
 from emulator.kmcl import (
     Connection,
     IncomingPacket,
@@ -17,9 +18,8 @@ from emulator.kmcl import (
     ServerInitFlags,
     StateChangeCallbacks,
 )
+from emulator.model.driver import request
 from emulator.wire.ntstatus import NtStatus
-from tests.unit.kmcl.guest import request
-from tests.unit.kmcl.rig import INSTANCE, INTERFACE, Port, Rig, nothing
 
 UP = ["opened", "started", "post_started"]
 

@@ -15,10 +15,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from emulator.conformance.rig import Rig
 from emulator.kmcl import IncomingPacket, OutgoingPacket, Queue, RestoredPacket, ServerChannel
+from emulator.model.driver import COMPLETION, IN_BAND
 from emulator.wire.ntstatus import NtStatus
-from tests.unit.kmcl.guest import COMPLETION, IN_BAND
-from tests.unit.kmcl.rig import Rig
 
 SIZES = st.sampled_from([0, 1, 8, 40, 200, 900, 2500])
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
+from emulator.conformance.rig import INSTANCE, INTERFACE, Rig
 from emulator.kmcl import (
     Connection,
     KmclError,
@@ -21,7 +22,6 @@ from emulator.kmcl import (
 )
 from emulator.kmcl.save import decode_packet_record
 from emulator.wire.ntstatus import NtStatus
-from tests.unit.kmcl.rig import INSTANCE, INTERFACE, Rig
 from tests.unit.kmcl.scenes import busy, chunks, drain_guest
 
 OK = NtStatus.SUCCESS

@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import pytest
 
+from emulator.conformance.rig import Rig, nothing
 from emulator.kmcl import (
     KmclError,
     OutgoingPacket,
@@ -21,7 +22,6 @@ from emulator.kmcl import (
     decode_stream,
 )
 from emulator.wire.ntstatus import NtStatus
-from tests.unit.kmcl.rig import Rig, nothing
 from tests.unit.kmcl.scenes import busy, chunks, drain_guest
 
 OK = NtStatus.SUCCESS

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from emulator.conformance.rig import INSTANCE, INTERFACE
 from emulator.kmcl import ChannelFault, FaultKind, StreamError, decode_stream
 from emulator.kmcl.save import (
     PacketRecord,
@@ -25,7 +26,6 @@ from emulator.kmcl.save import (
     encode_packet_record,
 )
 from emulator.wire.ntstatus import NtStatus
-from tests.unit.kmcl.rig import INSTANCE, INTERFACE
 
 HEAD = SavedChannel(
     INTERFACE, INSTANCE, True, 2, 1, 5, 0x77, (ChannelFault(FaultKind.PACKET_FAILED, "é"),)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
+from emulator.conformance.rig import PAGE, Rig, nothing
 from emulator.kmcl import (
     FaultKind,
     IncomingPacket,
@@ -18,8 +19,8 @@ from emulator.kmcl import (
 )
 from emulator.kmcl.traffic import READ_LIMIT
 from emulator.memory import GpaError
-from emulator.wire.ntstatus import NtStatus
-from tests.model.ring import (
+from emulator.model.driver import CANCEL, COMPLETION, IN_BAND, TRANSFER_PAGES, request, text
+from emulator.model.ring import (
     WORD_IN,
     WORD_MASK,
     WORD_OUT,
@@ -27,8 +28,7 @@ from tests.model.ring import (
     build_packet,
     transfer_header,
 )
-from tests.unit.kmcl.guest import CANCEL, COMPLETION, IN_BAND, TRANSFER_PAGES, request, text
-from tests.unit.kmcl.rig import PAGE, Rig, nothing
+from emulator.wire.ntstatus import NtStatus
 
 
 def kinds(rig: Rig) -> list[FaultKind]:

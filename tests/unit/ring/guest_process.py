@@ -14,7 +14,7 @@ import random
 import sys
 import zlib
 
-from tests.model.ring import GuestReader, GuestRing, GuestWriter, build_packet
+from emulator.model.ring import GuestReader, GuestRing, GuestWriter, build_packet
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 from emulator.memory import PageView, _native
 from emulator.memory._pure import PurePageView
-from tests.model.ring import GuestRing
+from emulator.model.ring import GuestRing
 
 ViewType = Callable[[Sequence[memoryview]], PageView]
 

@@ -7,16 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from emulator.ring import IncomingRing, RingCorrupt, RingRule
-from emulator.wire.packet import (
-    GpaRange,
-    PacketFlags,
-    PacketRule,
-    PacketType,
-    TransferPageRange,
-    TransferPages,
-)
-from tests.model.ring import (
+from emulator.model.ring import (
     WORD_IN,
     WORD_MASK,
     WORD_OUT,
@@ -26,6 +17,15 @@ from tests.model.ring import (
     build_packet,
     gpa_direct_header,
     transfer_header,
+)
+from emulator.ring import IncomingRing, RingCorrupt, RingRule
+from emulator.wire.packet import (
+    GpaRange,
+    PacketFlags,
+    PacketRule,
+    PacketType,
+    TransferPageRange,
+    TransferPages,
 )
 from tests.unit.ring.support import ViewType, WrappedView, ring_memory
 

@@ -5,9 +5,9 @@ exhaustively.
 Host and guest share a ring and may run at any relative speed. Each one's stores go through a store
 buffer, first in first out, that only a fence or time drains (the memory model of x86, the weakest
 that matters for a store before a load). The host is the code of `emulator.ring` on a view that lets
-the guest run between any two of its accesses. The guest is a script over `tests.model.ring`. Every
-decision, who runs next and how much of a buffer has drained when the other side looks, is a choice;
-`explore` replays a scenario once for every sequence of choices.
+the guest run between any two of its accesses. The guest is a script over `emulator.model.ring`.
+Every decision, who runs next and how much of a buffer has drained when the other side looks, is a
+choice; `explore` replays a scenario once for every sequence of choices.
 
 A schedule is a failure when both sides sleep and work is left. That the search is able to find one
 is shown by leaving out the fence of either side: each scenario then has a lost wake-up.
@@ -22,9 +22,7 @@ import pytest
 
 from emulator.memory import PageView
 from emulator.memory._pure import PurePageView
-from emulator.ring import IncomingRing, OutgoingRing
-from emulator.wire.packet import PacketType
-from tests.model.ring import (
+from emulator.model.ring import (
     WORD_MASK,
     Access,
     Fence,
@@ -34,6 +32,8 @@ from tests.model.ring import (
     Store,
     build_packet,
 )
+from emulator.ring import IncomingRing, OutgoingRing
+from emulator.wire.packet import PacketType
 from tests.unit.ring.support import WrappedView, ring_memory
 
 

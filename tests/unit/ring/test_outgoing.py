@@ -5,9 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from emulator.ring import OutgoingRing, PacketTooLarge, RingCorrupt, RingRule
-from emulator.wire.packet import PacketType, TransferPageRange, TransferPages
-from tests.model.ring import (
+from emulator.model.ring import (
     WORD_FEATURES,
     WORD_IN,
     WORD_MASK,
@@ -16,6 +14,8 @@ from tests.model.ring import (
     GuestReader,
     GuestRing,
 )
+from emulator.ring import OutgoingRing, PacketTooLarge, RingCorrupt, RingRule
+from emulator.wire.packet import PacketType, TransferPageRange, TransferPages
 from tests.unit.ring.support import ViewType, ring_memory
 
 

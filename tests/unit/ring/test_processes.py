@@ -12,9 +12,9 @@ import zlib
 from collections import deque
 from pathlib import Path
 
+from emulator.model.ring import GuestRing
 from emulator.ring import IncomingRing, OutgoingRing
 from emulator.wire.packet import PacketType
-from tests.model.ring import GuestRing
 from tests.unit.ring.support import ViewType
 
 REQUESTS = 2000

@@ -9,6 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from emulator.model.ring import (
+    WORD_MASK,
+    WORD_OUT,
+    WORD_PENDING,
+    GuestReader,
+    GuestWriter,
+    build_packet,
+    linux_reader_signals,
+)
 from emulator.ring import IncomingRing, OutgoingRing
 from emulator.wire.packet import (
     GpaRange,
@@ -22,15 +31,6 @@ from emulator.wire.packet import (
     encode_packet,
     packet_size,
     spanned_pages,
-)
-from tests.model.ring import (
-    WORD_MASK,
-    WORD_OUT,
-    WORD_PENDING,
-    GuestReader,
-    GuestWriter,
-    build_packet,
-    linux_reader_signals,
 )
 from tests.unit.ring.support import VIEW_TYPES, ring_memory
 

@@ -60,6 +60,7 @@ class RawPacket:
 
     @property
     def payload(self) -> bytes:
+        """What the VMBus header says is payload, padding to 8 bytes included."""
         return self.body[self.data_offset - 16 :]
 
 
@@ -196,6 +197,7 @@ class GuestWriter:
         return self.ring.space(self.position, seen_out) > needed
 
     def put(self, *packets: bytes) -> bool | None:
+        """Carry :meth:`put_steps` out at once."""
         return self.ring.run(self.put_steps(packets))
 
 
@@ -237,6 +239,7 @@ class GuestReader:
         return (yield Load(WORD_IN)) != self.position
 
     def take(self) -> tuple[RawPacket, bool] | None:
+        """Carry :meth:`take_steps` out at once."""
         return self.ring.run(self.take_steps())
 
 

@@ -27,10 +27,10 @@ from emulator.kmcl import (
     StateChangeCallbacks,
 )
 from emulator.memory import GpaError, PageView, page_view
+from emulator.model.driver import GuestEnds
 from emulator.ring import IncomingRing, OutgoingRing
 from emulator.wire.ntstatus import NtStatus
 from emulator.wire.packet import GpaRange
-from tests.unit.kmcl.guest import GuestEnds
 
 INTERFACE = uuid.UUID("b1a1c3f0-5c2e-4b6e-9d53-0d9f5a6c7e21")
 INSTANCE = uuid.UUID("00000000-0000-4000-8000-000000000001")
@@ -54,22 +54,27 @@ class Port:
     ram: bytearray = field(default_factory=lambda: bytearray(4 * PAGE))
 
     def offer(self, channel: ServerChannel, params: OfferParams) -> None:
+        """Note the offer, and do what was planned for it."""
         self.offers.append(params)
         if self.at_offer is not None:
             self.at_offer(channel)
 
     def revoke(self, channel: ServerChannel, done: Callable[[], None]) -> None:
+        """Revoke at once, or when told to if that is held back."""
         self.revoking.append(done)
         if not self.hold_revoke:
             self.finish_revoke()
 
     def finish_revoke(self) -> None:
+        """End the latest revoke."""
         self.revoking.pop()()
 
     def signal(self, channel: ServerChannel) -> None:
+        """Pass the interrupt on."""
         self.signalled()
 
     def poll_again(self, channel: ServerChannel) -> None:
+        """Note who wants another turn."""
         self.waiting_turns.append(channel)
 
     def take_turn(self) -> bool:
@@ -80,9 +85,11 @@ class Port:
         return True
 
     def gpadl_pages(self, channel: ServerChannel, handle: int) -> PageView:
+        """There is no GPADL but the rings'."""
         raise KeyError(handle)
 
     def external_data(self, ranges: tuple[GpaRange, ...]) -> list[memoryview]:
+        """Return slices of the few pages there are beside the rings."""
         views: list[memoryview] = []
         for gpa_range in ranges:
             start = gpa_range.pfns[0] * PAGE + gpa_range.offset
@@ -119,15 +126,18 @@ class Vsp:
             hook(channel)
 
     def opened(self, channel: ServerChannel) -> NtStatus:
+        """EvtChannelOpened."""
         self._called("opened", channel)
         return self.open_status
 
     def suspend(self, channel: ServerChannel) -> None:
+        """EvtChannelSuspend."""
         self._called("suspend", channel)
         if self.drain_in_suspend:
             self.drain()
 
     def process(self, _: ServerChannel, packet: IncomingPacket) -> None:
+        """EvtChannelProcessPacket: answer, hold, or do what the hook does."""
         self.trace.append("packet")
         self.received.append(packet.payload)
         if self.on_packet is not None:
@@ -144,12 +154,14 @@ class Vsp:
             packet.complete(b"ok:" + packet.payload)
 
     def routine(self, packet: OutgoingPacket, status: NtStatus, data: bytes | None) -> None:
+        """EvtVmbPacketCompletionRoutine: note it and free the packet."""
         self.completed.append((packet.context, status, data))
         packet.free()
         if self.on_completed is not None:
             self.on_completed(packet)
 
     def save_packet(self, _: ServerChannel, packet: OutgoingPacket, size: int) -> SavedPacket:
+        """EvtSavePacket: the packet's name is what the VSP has of its own."""
         self.save_calls.append((packet.context, size))
         if self.save_hook is not None:
             return self.save_hook(packet, size)
@@ -159,6 +171,7 @@ class Vsp:
         return SavedPacket(NtStatus.SUCCESS, data)
 
     def restore_packet(self, channel: ServerChannel, restored: RestoredPacket) -> NtStatus:
+        """EvtRestorePacket."""
         self.restored.append(restored)
         if self.restore_hook is not None:
             return self.restore_hook(channel, restored)

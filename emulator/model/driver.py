@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tests.model.ring import (
+from emulator.model.ring import (
     WORD_MASK,
     GuestReader,
     GuestRing,
