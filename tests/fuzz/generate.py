@@ -511,13 +511,16 @@ def wrong_epochs(rng: random.Random, vcpus: int) -> list[a.Action]:
     post = p.post(0, 2, 1, bytes(4))
     wrong = rng.choice((-1, 1, 2, 1 << 31))
     return [
-        a.Connect(),
+        a.Connect(ready=False),
+        _send(p.hello_reply() + p.frame(p.MEM_TABLE_DONE, p.words(0))),
         _send(done, epoch_at=16, epoch_plus=wrong),
         # Dropped, and so are the descriptors with them, until the right one comes.
         _send(post, times=3),
         _send(p.frame(p.ADD_INTERRUPT, p.words(1, 0, 2, 1)), (rng.choice(list(MAKERS)),)),
         _send(p.frame(p.ADD_DOORBELL, p.words(0x2001)), (rng.choice(list(MAKERS)),), times=5),
         _send(done, epoch_at=16),
+        # Too late to say anything.
+        _send(done, epoch_at=16, epoch_plus=wrong, times=rng.randrange(3)),
         a.Served((p.RESET_DONE,)),
     ]
 

@@ -61,6 +61,7 @@ struct side {
     u32 shot_base, shots_wanted;
     volatile u32 ipis[2][SOAK_CPUS]; /* by ICR and by call, sent to each processor */
     volatile u32 left;               /* SINTs whose message was left in its slot */
+    volatile bool ending;            /* an answer of VMBus may come when nobody looks after "left" any more */
     u32 seed, irq_seed;
 } __attribute__((aligned(64)));
 
@@ -183,7 +184,7 @@ static void message_interrupt(u8 vector)
 
     if (!my_slot(sint)->type) {
         s->empty++;
-    } else if (way == 0) {
+    } else if (way == 0 && !s->ending) {
         s->left |= 1u << sint;
     } else if (take(s, sint) && (sint == SINT_AUTO || way == 1)) {
         /* Otherwise EOI does it, too: here the slot is empty before EOI. */
@@ -612,6 +613,7 @@ static void processor(void *arg)
             progress(&next);
         }
     }
+    s->ending = true;
     /* What is still under way has to arrive. */
     while (!stop && anything_under_way(s)) {
         take_left(s);
