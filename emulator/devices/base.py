@@ -113,6 +113,8 @@ class Device(ABC):
         self.restore_own(state.own)
         for role, channel in self.channels.items():
             channel.enable()
+            if channel.force_new_channel:
+                continue
             restore_channel(f"{self.name}/{role}", channel, state.channels[role])
 
     @abstractmethod

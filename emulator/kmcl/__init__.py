@@ -10,6 +10,7 @@ measure; calls that block in the DDI take a callback.
 from emulator.kmcl.channel import ChannelStats, ServerChannel
 from emulator.kmcl.config import (
     ChannelPort,
+    InitFlags,
     OfferFlags,
     OfferParams,
     RestoredPacket,
@@ -17,7 +18,7 @@ from emulator.kmcl.config import (
     ServerInitFlags,
     StateChangeCallbacks,
 )
-from emulator.kmcl.errors import ChannelFault, FaultKind, KmclError
+from emulator.kmcl.errors import ChannelFault, ExternalDataPending, FaultKind, KmclError
 from emulator.kmcl.packets import IncomingPacket, OutgoingPacket
 from emulator.kmcl.save import DecodedStream, StreamError, decode_stream
 from emulator.kmcl.snapshot import SaveResult
@@ -30,8 +31,10 @@ __all__ = [
     "ChannelStats",
     "Connection",
     "DecodedStream",
+    "ExternalDataPending",
     "FaultKind",
     "IncomingPacket",
+    "InitFlags",
     "KmclError",
     "OfferFlags",
     "OfferParams",

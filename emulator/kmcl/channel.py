@@ -22,23 +22,31 @@ What the documents leave open, and what is done here (inferred):
 from __future__ import annotations
 
 import sys
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from emulator.kmcl.config import (
-    DEFAULT_TRANSACTION_QUOTA,
-    ChannelPort,
-    ConfiguredChannel,
-)
+from emulator.kmcl.config import DEFAULT_TRANSACTION_QUOTA, ChannelPort
+from emulator.kmcl.countdown import countdown
 from emulator.kmcl.errors import ChannelFault, FaultKind, KmclError
+from emulator.kmcl.gpadls import MappedGpadls
 from emulator.kmcl.meter import TIMED_DOORBELLS
 from emulator.kmcl.packets import IncomingPacket, OutgoingPacket, TimedPacket
+from emulator.kmcl.pipe import (
+    MAXIMUM_PIPE_PAYLOAD,
+    PIPE_HEADER_SIZE,
+    PipeError,
+    frame,
+    unframe,
+)
+from emulator.kmcl.settings import ConfiguredChannel
 from emulator.kmcl.snapshot import SaveResult, Snapshots
 from emulator.kmcl.states import Connection, OutgoingState, Queue, Restore, Run
 from emulator.kmcl.traffic import Hooks, Traffic, UnreadPacket
+from emulator.memory import PageView
 from emulator.ring import IncomingRing, OutgoingRing, RingCorrupt
 from emulator.wire.ntstatus import NtStatus
 from emulator.wire.packet import Packet
@@ -81,6 +89,12 @@ class ServerChannel(ConfiguredChannel):
         self._drained: list[Callable[[], None]] = []
         self._closed: list[Callable[[], None]] = []
         self._disabled: list[Callable[[], None]] = []
+        self._deferred: IncomingPacket | None = None
+        self._passive = False
+        self._always_passive = False
+        self._suspend_after_retry = False
+        self._subchannels: list[ServerChannel] = []
+        self.gpadls = MappedGpadls(lambda: self.friendly_name, partial(port.gpadl_pages, self))
         self._snapshots = Snapshots(self)
         self.context: Any = None
         self.traffic = Traffic(
@@ -170,11 +184,16 @@ class ServerChannel(ConfiguredChannel):
         if self._process_packet is None:
             raise self._misuse("set the process packet callback before enabling it")
         params = self.offer_params()
+        primary = self.primary
+        if primary is not None:
+            primary.subchannel_enabling(self, params.subchannel_index)
         self._connection = Connection.ENABLED
         try:
             self.port.offer(self, params)
         except BaseException:
             self._connection = Connection.DISABLED
+            if primary is not None:
+                primary.subchannel_gone(self)
             raise
 
     def disable(self, done: Callable[[], None]) -> None:
@@ -210,6 +229,9 @@ class ServerChannel(ConfiguredChannel):
             raise self._misuse(f"its restore is {self.restore_state.value}; it cannot be started")
         self._run = Run.STARTED
         self._go()
+        for subchannel in list(self._subchannels):
+            if subchannel.run is not Run.STARTED:
+                subchannel.start()
 
     def pause(self, done: Callable[[], None]) -> None:
         """VmbChannelPause (T6, T6'): stop, and call ``done`` when the VSP holds no incoming packet.
@@ -221,6 +243,9 @@ class ServerChannel(ConfiguredChannel):
         if self._connection is Connection.CLEANED_UP:
             raise self._misuse("it was cleaned up")
         self._run = Run.PAUSED
+        done = countdown(1 + len(self._subchannels), done)
+        for subchannel in list(self._subchannels):
+            subchannel.pause(done)
         if self._queue is Queue.OFF:
             done()
         else:
@@ -231,6 +256,55 @@ class ServerChannel(ConfiguredChannel):
         if self._connection is not Connection.DISABLED:
             raise self._misuse("disable it before cleaning it up")
         self._connection = Connection.CLEANED_UP
+
+    # Sub-channels.
+
+    @property
+    def subchannels(self) -> tuple[ServerChannel, ...]:
+        """The sub-channels that are enabled."""
+        return tuple(self._subchannels)
+
+    def subchannel_enabling(self, subchannel: ServerChannel, index: int) -> None:
+        """Take a sub-channel; raises :class:`KmclError` if this is not open, or has its index."""
+        if self._connection is not Connection.OPEN:
+            raise self._misuse(
+                f"it is {self._connection.value}; a sub-channel can be enabled while it is open"
+            )
+        if any(other.offer_params().subchannel_index == index for other in self._subchannels):
+            raise self._misuse(f"it has a sub-channel {index} already")
+        self._subchannels.append(subchannel)
+
+    def subchannel_gone(self, subchannel: ServerChannel) -> None:
+        """Forget a sub-channel that is Disabled."""
+        self._subchannels.remove(subchannel)
+
+    # GPADLs.
+
+    def map_gpadl(self, handle: int, *, read_only: bool = False) -> PageView:
+        """VmbChannelMapGpadl: the guest's pages of a GPADL, until :meth:`unmap_gpadl`.
+
+        ``read_only`` is a promise that is not enforced, as in KMCL. Raises :class:`KmclError`:
+        INVALID_PARAMETER for an unknown handle, INVALID_DEVICE_STATE for one that is mapped
+        already.
+        """
+        return self.gpadls.map(handle)
+
+    def unmap_gpadl(self, handle: int) -> None:
+        """VmbChannelUnmapGpadl: touch the pages no more. A teardown of the guest's goes on then."""
+        self.gpadls.unmap(handle)
+
+    def set_incoming_processing_at_passive(self, always: bool) -> None:
+        """VmbChannelSetIncomingProcessingAtPassive: packets cannot be deferred then."""
+        self._always_passive = always
+
+    @property
+    def processes_at_passive(self) -> bool:
+        """Whether a process callback that runs now counts as one at PASSIVE_LEVEL."""
+        return self._passive or self._always_passive
+
+    def get_interface_instance(self) -> uuid.UUID:
+        """VmbChannelGetInterfaceInstance; raises :class:`KmclError` if none was set."""
+        return self.offer_params().instance
 
     def set_transaction_quota(self, quota: int) -> None:
         """VmbChannelSetTransactionQuota: how many incoming packets the VSP may hold; at any time.
@@ -279,7 +353,9 @@ class ServerChannel(ConfiguredChannel):
             raise self._misuse("nothing may be sent between EvtSuspend and EvtStarted")
         if self._snapshots.saving or self._snapshots.restore_unfinished:
             raise self._misuse("nothing may be sent during a save or restore")
-        if len(payload) > self._maximum_packet_size:
+        if self.is_pipe:
+            payload = self._framed(payload, waits)
+        elif len(payload) > self._maximum_packet_size:
             raise KmclError(
                 NtStatus.INVALID_BUFFER_SIZE,
                 f"{self.friendly_name}: a packet of {len(payload)} bytes; the channel's maximum "
@@ -287,6 +363,47 @@ class ServerChannel(ConfiguredChannel):
             )
         self.check_fits(payload)
         self.traffic.send(packet, payload, waits)
+
+    def _framed(self, message: bytes, waits: bool) -> bytes:
+        if waits:
+            raise KmclError(
+                NtStatus.INVALID_PARAMETER,
+                f"{self.friendly_name}: a pipe has no transactions; send without waiting",
+            )
+        most = min(MAXIMUM_PIPE_PAYLOAD, self._maximum_packet_size)
+        if len(message) > most:
+            raise KmclError(
+                NtStatus.INVALID_BUFFER_SIZE,
+                f"{self.friendly_name}: a pipe message of {len(message)} bytes; the most is {most}",
+            )
+        return frame(message)
+
+    def send_synchronous_request(
+        self, payload: bytes, *, timeout: float = 0, wait_for_completion: bool = False
+    ) -> NtStatus:
+        """VmbChannelSendSynchronousRequest, as far as the root partition may call it.
+
+        SUCCESS: the packet is in the ring. BUFFER_OVERFLOW: it did not fit and is not queued.
+        DEVICE_REMOVED: the channel is not open, or about to close. Raises :class:`KmclError`
+        INVALID_PARAMETER for a time-out or a completion to wait for: only clients may wait.
+        """
+        if timeout or wait_for_completion:
+            raise KmclError(
+                NtStatus.INVALID_PARAMETER,
+                f"{self.friendly_name}: a server cannot wait for its guest; "
+                "allocate a packet and send it with a completion routine",
+            )
+        if self._connection is not Connection.OPEN:
+            return NtStatus.DEVICE_REMOVED
+        if self.traffic.queue or self._queue is not Queue.ON:
+            return NtStatus.BUFFER_OVERFLOW
+        packet = self.packet_allocate()
+        packet.send(payload)
+        if packet.state is OutgoingState.QUEUED:
+            self.traffic.withdraw(packet)
+            packet.free()
+            return NtStatus.BUFFER_OVERFLOW
+        return NtStatus.SUCCESS
 
     def check_fits(self, payload: bytes) -> None:
         """Raise :class:`KmclError` for a packet or completion that no wait would make fit."""
@@ -336,7 +453,7 @@ class ServerChannel(ConfiguredChannel):
     def too_small_for(self, largest_payload: int, packets: int) -> list[str]:
         """Name what a saved channel needs and this one's configuration does not allow."""
         problems: list[str] = []
-        if largest_payload > self._maximum_packet_size:
+        if largest_payload > self._maximum_packet_size + (PIPE_HEADER_SIZE if self.is_pipe else 0):
             problems.append(
                 f"a packet of {largest_payload} bytes is queued, the maximum packet size is "
                 f"{self._maximum_packet_size}"
@@ -405,6 +522,8 @@ class ServerChannel(ConfiguredChannel):
 
     def port_interrupt(self) -> None:
         """Look at both rings: the guest signalled, or may have. Spurious calls are harmless."""
+        if self._deferred is not None:
+            self._retry()
         match self._queue:
             case Queue.ON:
                 self.traffic.poll()
@@ -444,15 +563,23 @@ class ServerChannel(ConfiguredChannel):
     def _suspend(self, then: Callable[[], None]) -> None:
         """T6: stop reading, tell the VSP, and call ``then`` when it holds nothing any more."""
         self._drained.append(then)
-        if self._queue is Queue.ON:
-            self._queue = Queue.DRAINING
-            self._suspended = True
+        if self._queue is not Queue.ON:
+            self._check_drained()
+        elif self._deferred is not None:
+            # A packet that was promised another process callback gets it before EvtSuspend.
+            self._suspend_after_retry = True
             self.traffic.stop_receiving()
-            try:
-                self._call("EvtChannelSuspend", self._state_callbacks.suspend)
-            finally:
-                self._check_drained()
         else:
+            self._suspend_now()
+
+    def _suspend_now(self) -> None:
+        self._suspend_after_retry = False
+        self._queue = Queue.DRAINING
+        self._suspended = True
+        self.traffic.stop_receiving()
+        try:
+            self._call("EvtChannelSuspend", self._state_callbacks.suspend)
+        finally:
             self._check_drained()
 
     def _check_drained(self) -> None:
@@ -466,8 +593,14 @@ class ServerChannel(ConfiguredChannel):
         self._go()
 
     def _close(self) -> None:
-        """T8 and T9: drain if traffic flows, then end the connection."""
+        """T8 and T9: disable the sub-channels, drain if traffic flows, then end the connection."""
         self._connection = Connection.CLOSING
+        gone = countdown(1 + len(self._subchannels), self._close_self)
+        for subchannel in list(self._subchannels):
+            subchannel.disable(gone)
+        gone()
+
+    def _close_self(self) -> None:
         if self._queue is Queue.OFF:
             self._finish_close()
         else:
@@ -478,6 +611,7 @@ class ServerChannel(ConfiguredChannel):
         self._forget_peer()
         self._connection = Connection.ENABLED
         self._call("EvtChannelClosed", self._state_callbacks.closed)
+        self.gpadls.end()
         closed, self._closed = self._closed, []
         for done in closed:
             done()
@@ -501,6 +635,8 @@ class ServerChannel(ConfiguredChannel):
         self._connection = Connection.DISABLED
         self._run = Run.STOPPED
         self._snapshots.end()
+        if self.primary is not None:
+            self.primary.subchannel_gone(self)
         disabled, self._disabled = self._disabled, []
         for done in disabled:
             done()
@@ -549,12 +685,51 @@ class ServerChannel(ConfiguredChannel):
                     f"the channel takes {most} in {chain}",
                 )
                 return False
+        if self.is_pipe:
+            return self._deliver_message(packet)
         incoming = self.packet_class(
             self, packet.payload, packet.ranges, packet.transaction_id, packet.completion_requested
         )
         self.traffic.held[incoming] = None
         self._process_packet(self, incoming)
         return True
+
+    def _deliver_message(self, packet: Packet) -> bool:
+        """Hand over what a packet of a pipe carries, which has no transaction."""
+        assert self._process_packet is not None
+        try:
+            message = unframe(packet.payload)
+        except PipeError as error:
+            self.traffic.fault(FaultKind.PACKET_REFUSED, f"the guest's pipe: {error}")
+            return False
+        incoming = self.packet_class(self, message, (), packet.transaction_id, False)
+        self.traffic.held[incoming] = None
+        self._process_packet(self, incoming)
+        return True
+
+    def defer(self, packet: IncomingPacket) -> None:
+        """Deliver a packet once more, and nothing else before it."""
+        if self._deferred is packet:
+            return
+        self._deferred = packet
+        self.traffic.hold_for_retry()
+        self.port.poll_again(self)
+
+    def _retry(self) -> None:
+        packet, self._deferred = self._deferred, None
+        assert packet is not None
+        assert self._process_packet is not None
+        self._passive = True
+        try:
+            # It may have been ended since, out of the callback that deferred it.
+            if packet in self.traffic.held:
+                self._process_packet(self, packet)
+        finally:
+            self._passive = False
+            if self._deferred is None:
+                self.traffic.retried()
+                if self._suspend_after_retry:
+                    self._suspend_now()
 
     def _batch_done(self, count: int) -> None:
         if self._processing_complete is not None:

@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""A server channel's configuration, set while it is Disabled, and the types of its callbacks.
+"""The types of a server channel's configuration and callbacks, and what it needs below it.
 
-Each setter is one VmbChannelInitSet* or VmbServerChannelInitSet* function. Their common rule: the
-channel must be Disabled, else INVALID_PARAMETER_1; a bad argument is INVALID_PARAMETER_2 (its
-first argument after the channel) and so on. A setter that fails leaves the earlier setting.
+The setters are in :mod:`emulator.kmcl.settings`.
 """
 
 from __future__ import annotations
@@ -12,9 +10,8 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntFlag
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from emulator.kmcl.errors import KmclError
 from emulator.memory import PageView
 from emulator.wire.ntstatus import NtStatus
 from emulator.wire.packet import GpaRange
@@ -38,22 +35,52 @@ there must be one, because a guest could otherwise make the host hold packets wi
 
 
 class OfferFlags(IntFlag):
-    """Flags of an offer on the wire, as far as a server channel can ask for them."""
+    """Flags of an offer on the wire, as far as a server channel can ask for them.
+
+    Values: Linux, include/linux/hyperv.h, VMBUS_CHANNEL_*.
+    """
 
     ENUMERATE_DEVICE_INTERFACE = 0x1
+    NAMED_PIPE_MODE = 0x10
+    TLNPI_PROVIDER = 0x2000
+
+
+class InitFlags(IntFlag):
+    """VMBUS_CHANNEL_INIT_FLAG_*, of VmbChannelInitSetFlags."""
+
+    IS_PIPE = 0x1
+    """Payloads are framed by a pipe header, and there are no transactions
+    (:mod:`emulator.kmcl.pipe`)."""
 
 
 class ServerInitFlags(IntFlag):
-    """VMBUS_SERVER_CHANNEL_INIT_FLAG_*, as far as they are carried out.
+    """VMBUS_SERVER_CHANNEL_INIT_FLAG_*, of VmbServerChannelInitSetFlags."""
 
-    Pipes, loopback, socket and force-new offers are refused with NOT_SUPPORTED until something
-    carries them out.
-    """
-
+    LOOPBACK_OFFER = 0x1
+    """Refused with NOT_SUPPORTED: there is no VMBus of the root partition to loop back to."""
     ENUMERATE_DEVICE_INTERFACE = 0x2
+    OFFER_AS_PIPE = 0x4
+    """The offer says named-pipe mode, and its data begin with the pipe type "message"."""
+    FORCE_NEW_CHANNEL = 0x8
+    """After a save and restore the channel is offered anew, and the old instance abandoned."""
+    TLNPI_PROVIDER_OFFER = 0x10
+    """The channel belongs to a socket (hv_sock)."""
 
 
-_KNOWN_SERVER_FLAGS: Final = 0x1F
+_OFFER_FLAGS: Final = {
+    ServerInitFlags.ENUMERATE_DEVICE_INTERFACE: OfferFlags.ENUMERATE_DEVICE_INTERFACE,
+    ServerInitFlags.OFFER_AS_PIPE: OfferFlags.NAMED_PIPE_MODE,
+    ServerInitFlags.TLNPI_PROVIDER_OFFER: OfferFlags.TLNPI_PROVIDER,
+}
+
+
+def offer_flags(flags: ServerInitFlags) -> OfferFlags:
+    """Return what the offer on the wire says of a channel with these flags."""
+    found = OfferFlags(0)
+    for init_flag, offer_flag in _OFFER_FLAGS.items():
+        if flags & init_flag:
+            found |= offer_flag
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +94,12 @@ class OfferParams:
     flags: int = 0
     mmio_megabytes: int = 0
     mmio_megabytes_optional: int = 0
+    force_new: bool = False
+    """Do not claim what a snapshot has of this offer; see ``FORCE_NEW_CHANNEL``."""
+
+
+StateCallbackEx = Callable[["ServerChannel", Any], None]
+"""A state callback of interface V5: the channel, and the context it was registered with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +116,32 @@ class StateChangeCallbacks:
     """EvtChannelStarted: about to run; sends are queued, nothing has been delivered yet."""
     post_started: Callable[[ServerChannel], None] | None = None
     """EvtChannelPostStarted: packets flow; the place to negotiate."""
+
+    @classmethod
+    def ex(
+        cls,
+        context: Any,
+        *,
+        opened: Callable[[ServerChannel, Any], NtStatus] | None = None,
+        closed: StateCallbackEx | None = None,
+        suspend: StateCallbackEx | None = None,
+        started: StateCallbackEx | None = None,
+        post_started: StateCallbackEx | None = None,
+    ) -> StateChangeCallbacks:
+        """VMB_CHANNEL_STATE_CHANGE_CALLBACKS_V5: each gets ``context`` as its second argument."""
+
+        def bound(callback: StateCallbackEx | None) -> Callable[[ServerChannel], None] | None:
+            if callback is None:
+                return None
+            return lambda channel: callback(channel, context)
+
+        return cls(
+            opened=None if opened is None else lambda channel: opened(channel, context),
+            closed=bound(closed),
+            suspend=bound(suspend),
+            started=bound(started),
+            post_started=bound(post_started),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,176 +204,4 @@ class ChannelPort(Protocol):
         """Return the pages of a GPADL of this channel; raises KeyError."""
 
     def external_data(self, ranges: tuple[GpaRange, ...]) -> list[memoryview]:
-        """Return the guest memory of GPA-direct ranges; raises GpaError."""
-
-
-class ConfiguredChannel:
-    """The configuration half of :class:`~emulator.kmcl.ServerChannel`."""
-
-    def __init__(self) -> None:
-        self.friendly_name = "unnamed"
-        self._interface: uuid.UUID | None = None
-        self._instance: uuid.UUID | None = None
-        self._user_defined = b""
-        self._offer_flags = OfferFlags(0)
-        self._mmio = (0, 0)
-        self._maximum_packet_size = KMCL_MTU - DESCRIPTOR_SIZE
-        self._maximum_packet_count: int | None = None
-        self._maximum_external: tuple[int, int] | None = None
-        self._state_callbacks = StateChangeCallbacks()
-        self._process_packet: ProcessPacket | None = None
-        self._processing_complete: ProcessingComplete | None = None
-        self._save_packet: SavePacket | None = None
-        self._restore_packet: RestorePacket | None = None
-        self._named = False
-        self.fault_callback: FaultCallback | None = None
-
-    def _may_configure(self) -> bool:
-        raise NotImplementedError
-
-    def _configuring(self, what: str) -> None:
-        if not self._may_configure():
-            raise KmclError(
-                NtStatus.INVALID_PARAMETER_1,
-                f"{self.friendly_name}: {what} can only be set while the channel is Disabled",
-            )
-
-    def init_set_friendly_name(self, name: str) -> None:
-        """VmbChannelInitSetFriendlyName: the name in errors and statistics; can be set once."""
-        self._configuring("the friendly name")
-        if self._named:
-            raise KmclError(
-                NtStatus.INVALID_PARAMETER_2, f"{self.friendly_name}: the channel is named already"
-            )
-        self.friendly_name = name
-        self._named = True
-
-    def init_set_target_interface_id(self, interface: uuid.UUID, instance: uuid.UUID) -> None:
-        """VmbServerChannelInitSetTargetInterfaceId: the offer's class and instance GUID."""
-        self._configuring("the interface id")
-        self._interface, self._instance = interface, instance
-
-    def init_set_user_defined(self, data: bytes) -> None:
-        """Set the offer's user-defined bytes, at most 120.
-
-        Not a DDI: the header has the limit (MAXIMUM_OFFER_DATA), but no public function to use it.
-        """
-        self._configuring("the offer data")
-        if len(data) > MAXIMUM_OFFER_DATA:
-            raise KmclError(
-                NtStatus.INVALID_PARAMETER_2,
-                f"{self.friendly_name}: {len(data)} bytes of offer data; "
-                f"at most {MAXIMUM_OFFER_DATA} fit",
-            )
-        self._user_defined = bytes(data)
-
-    def server_init_set_flags(self, flags: int) -> None:
-        """VmbServerChannelInitSetFlags, of :class:`ServerInitFlags`."""
-        self._configuring("the server flags")
-        if flags & ~_KNOWN_SERVER_FLAGS:
-            raise KmclError(
-                NtStatus.INVALID_PARAMETER_2,
-                f"{self.friendly_name}: unknown server flags {flags:#x}",
-            )
-        if flags & ~int(ServerInitFlags.ENUMERATE_DEVICE_INTERFACE):
-            raise KmclError(
-                NtStatus.NOT_SUPPORTED,
-                f"{self.friendly_name}: server flags {flags:#x} are not made yet",
-            )
-        self._offer_flags = OfferFlags.ENUMERATE_DEVICE_INTERFACE if flags else OfferFlags(0)
-
-    def server_init_set_mmio_megabytes(self, required: int, optional: int) -> None:
-        """VmbServerChannelInitSetMmioMegabytes: guest MMIO space, in MiB; not both 0."""
-        self._configuring("the MMIO space")
-        if not (0 <= required <= 0xFFFF and 0 <= optional <= 0xFFFF) or not required + optional:
-            raise KmclError(
-                NtStatus.INVALID_PARAMETER_2,
-                f"{self.friendly_name}: {required}+{optional} MiB of MMIO space: give 1 to 65535",
-            )
-        self._mmio = (required, optional)
-
-    def init_set_maximum_packet_size(self, size: int) -> None:
-        """VmbChannelInitSetMaximumPacketSize: the largest payload a send may have, in bytes."""
-        self._configuring("the maximum packet size")
-        if not 0 < size <= KMCL_MTU - DESCRIPTOR_SIZE:
-            raise KmclError(
-                NtStatus.INVALID_PARAMETER_2,
-                f"{self.friendly_name}: a maximum packet size of {size} bytes; "
-                f"give 1 to {KMCL_MTU - DESCRIPTOR_SIZE}",
-            )
-        self._maximum_packet_size = size
-
-    def init_set_maximum_packet_count(self, count: int) -> None:
-        """VmbChannelInitSetMaximumPacketCount: the most outgoing packet objects at a time.
-
-        KMCL sizes its table of transactions by it. Because an allocated packet's send cannot fail
-        for want of memory, the limit bites in ``packet_allocate`` (inferred).
-        """
-        self._configuring("the maximum packet count")
-        if count <= 0:
-            raise KmclError(
-                NtStatus.INVALID_PARAMETER_2,
-                f"{self.friendly_name}: a maximum packet count of {count}",
-            )
-        self._maximum_packet_count = count
-
-    def init_set_maximum_external_data(self, data_size: int, chain_length: int) -> None:
-        """VmbChannelInitSetMaximumExternalData: bytes and ranges of a GPA-direct packet.
-
-        A packet beyond either stops the channel's queue with PACKET_REFUSED (inferred).
-        """
-        self._configuring("the maximum external data")
-        if data_size <= 0:
-            raise KmclError(NtStatus.INVALID_PARAMETER_2, f"{self.friendly_name}: size {data_size}")
-        if chain_length <= 0:
-            raise KmclError(
-                NtStatus.INVALID_PARAMETER_3, f"{self.friendly_name}: chain length {chain_length}"
-            )
-        self._maximum_external = (data_size, chain_length)
-
-    def init_set_state_change_callbacks(self, callbacks: StateChangeCallbacks) -> None:
-        """VmbChannelInitSetStateChangeCallbacks."""
-        self._configuring("the state callbacks")
-        self._state_callbacks = callbacks
-
-    def init_set_process_packet_callbacks(
-        self, process_packet: ProcessPacket, processing_complete: ProcessingComplete | None = None
-    ) -> None:
-        """VmbChannelInitSetProcessPacketCallbacks."""
-        self._configuring("the process callbacks")
-        self._process_packet = process_packet
-        self._processing_complete = processing_complete
-
-    def init_set_save_restore_packet_callbacks(
-        self, save_packet: SavePacket, restore_packet: RestorePacket
-    ) -> None:
-        """VmbServerChannelInitSetSaveRestorePacketCallbacks; the last registration counts."""
-        self._configuring("the save and restore callbacks")
-        self._save_packet = save_packet
-        self._restore_packet = restore_packet
-
-    @property
-    def save_packet_callback(self) -> SavePacket | None:
-        """EvtSavePacket, if set."""
-        return self._save_packet
-
-    @property
-    def restore_packet_callback(self) -> RestorePacket | None:
-        """EvtRestorePacket, if set."""
-        return self._restore_packet
-
-    def offer_params(self) -> OfferParams:
-        """Return the offer; raises :class:`KmclError` if no interface id is set."""
-        if self._interface is None or self._instance is None:
-            raise KmclError(
-                NtStatus.INVALID_PARAMETER,
-                f"{self.friendly_name}: set the target interface id before enabling the channel",
-            )
-        return OfferParams(
-            interface=self._interface,
-            instance=self._instance,
-            user_defined=self._user_defined,
-            flags=self._offer_flags,
-            mmio_megabytes=self._mmio[0],
-            mmio_megabytes_optional=self._mmio[1],
-        )
+        """Return the guest memory of GPA-direct ranges; raises GpaError, or ExternalDataPending."""

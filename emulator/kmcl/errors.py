@@ -27,6 +27,13 @@ class KmclError(Exception):
         self.text = text
 
 
+class ExternalDataPending(Exception):
+    """Guest memory of a GPA-direct packet is not there yet: STATUS_PENDING, which is no failure.
+
+    Raised by a provider's ``external_data``; KMCL then delivers the packet once more.
+    """
+
+
 class FaultKind(IntEnum):
     """What ended a direction of a channel. The values are in saved streams."""
 

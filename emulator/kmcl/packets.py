@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from emulator.kmcl.errors import KmclError
+from emulator.kmcl.errors import ExternalDataPending, KmclError
 from emulator.kmcl.states import OutgoingState
 from emulator.wire.ntstatus import NtStatus
 from emulator.wire.packet import GpaRange
@@ -66,10 +66,16 @@ class IncomingPacket:
 
         ``read_only`` gives views that cannot be written. The views end when the packet is
         completed. Raises :class:`~emulator.memory.GpaError` if a range lies outside guest RAM; the
-        VSP then completes the packet with an error of its protocol, or fails it.
+        VSP then completes the packet with an error of its protocol, or fails it. Raises
+        :class:`~emulator.kmcl.ExternalDataPending` (STATUS_PENDING) if the provider has to wait for
+        the memory: return from the process callback, which is called once more for this packet.
         """
         self._refuse_when_done("asked for its external data")
-        views = self._channel.port.external_data(self.external)
+        try:
+            views = self._channel.port.external_data(self.external)
+        except ExternalDataPending:
+            self._channel.defer(self)
+            raise
         if read_only:
             views = [view.toreadonly() for view in views]
         self._views += views
@@ -92,6 +98,25 @@ class IncomingPacket:
         if self._views:
             self._end_views()
         self._channel.traffic.complete(self, bytes(data))
+
+    def defer(self) -> None:
+        """VmbChannelPacketDeferToPassive: have the process callback called once more, at PASSIVE.
+
+        Only from within the process callback. Nothing else is read meanwhile, so the order stays.
+        Raises :class:`KmclError` INVALID_DEVICE_STATE elsewhere, or if it is :attr:`at_passive`.
+        """
+        self._refuse_when_done("deferred")
+        if self.at_passive:
+            raise KmclError(
+                NtStatus.INVALID_DEVICE_STATE,
+                f"{self._channel.friendly_name}: a packet at PASSIVE was deferred to it",
+            )
+        self._channel.defer(self)
+
+    @property
+    def at_passive(self) -> bool:
+        """Whether the process callback that has this packet counts as one at PASSIVE_LEVEL."""
+        return self._channel.processes_at_passive
 
     def fail(self, reason: str = "the VSP found a malformed packet") -> None:
         """VmbChannelPacketFail: the packet is malformed beyond recovery; the channel's queue stops.
@@ -206,6 +231,14 @@ class OutgoingPacket:
         """VmbPacketSetCompletionRoutine; without one, the packet frees itself at its end."""
         self._routine = routine
 
+    def set_completion_routine_ex(
+        self,
+        context: Any,
+        routine: Callable[[OutgoingPacket, Any, NtStatus, bytes | None], None],
+    ) -> None:
+        """VmbPacketSetCompletionRoutineEx: the routine gets ``context`` as its second argument."""
+        self._routine = lambda packet, status, data: routine(packet, context, status, data)
+
     def send(self, payload: bytes, *, wait_for_completion: bool = False) -> None:
         """VmbPacketSend: write ``payload`` to the ring, or queue it behind what waits already.
 
@@ -246,6 +279,11 @@ class OutgoingPacket:
         """Enter the ring."""
         self._payload = b""
         self._state = OutgoingState.IN_RING
+
+    def withdrawn(self) -> None:
+        """Leave the queue without an end."""
+        self._payload = b""
+        self._state = OutgoingState.ALLOCATED
 
     def finish(self, status: NtStatus, data: bytes | None) -> None:
         """Give the packet back to the VSP and run its completion routine."""

@@ -55,6 +55,8 @@ class Hold(Enum):
     """The VSP holds as many packets as the transaction quota; a completion ends it."""
     BACKLOG = "backlog"
     """Too many completions wait for room in the guest's ring; the guest ends it by reading."""
+    RETRY = "retry"
+    """A packet was deferred; it is delivered once more before any other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +175,15 @@ class Traffic:
         return self._hold
 
     # Reading.
+
+    def hold_for_retry(self) -> None:
+        """Read nothing until :meth:`retried`: the packet just delivered comes once more."""
+        self._hold = Hold.RETRY
+
+    def retried(self) -> None:
+        """End the hold of :meth:`hold_for_retry`."""
+        if self._hold is Hold.RETRY:
+            self._hold = None
 
     def poll(self) -> None:
         """Write what fits and read what is there."""
@@ -312,6 +323,14 @@ class Traffic:
         packet.begin(payload, waits, self.table.add(packet) if waits else 0)
         self.queue.append(packet)
         self.flush()
+
+    def withdraw(self, packet: OutgoingPacket) -> None:
+        """Take a packet without a transaction out of the queue; its routine does not run."""
+        self.queue.remove(packet)
+        packet.withdrawn()
+        if not self.queue and self._space_requested and self._outgoing is not None:
+            self._outgoing.clear_space_request()
+            self._space_requested = False
 
     def queue_completion(self, completion: QueuedCompletion) -> None:
         """Queue a completion without writing it."""

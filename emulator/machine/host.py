@@ -124,6 +124,7 @@ class VmbusHost:
         self._pumping = False
         self._stopped = True
         self._restoring: dict[OfferKey, OpenParams | None] = {}
+        self._anew: list[Offer] = []
         self.guest_errors: deque[str] = deque(maxlen=64)
         self.messages = MessageMeter()
         self.frontend_gone: Callable[[], None] = lambda: None
@@ -302,11 +303,13 @@ class VmbusHost:
             ):
                 device.restore(device_state)
             self._bus.finish_restore()
+            for offer in self._anew:
+                self._bus.offer(offer)
         except (DeviceStateError, KmclError, RestoreMismatch, GpaError) as error:
             self._bus, self._slots, self.devices = old
             raise StateRefused(str(error)) from error
         finally:
-            self._restoring = {}
+            self._restoring, self._anew = {}, []
         self._deferred = deque(saved.deferred)
         self._foreign = len(self._deferred)
         if self._session is not None:
@@ -372,15 +375,18 @@ class VmbusHost:
         key = OfferKey(params.interface, params.instance, params.subchannel_index)
         slot = _Slot(key, channel)
         self._slots.add(slot)
-        self._bus.offer(
-            Offer(
-                key=key,
-                user_defined=params.user_defined,
-                flags=params.flags,
-                mmio_megabytes=params.mmio_megabytes,
-                mmio_megabytes_optional=params.mmio_megabytes_optional,
-            )
+        offer = Offer(
+            key=key,
+            user_defined=params.user_defined,
+            flags=params.flags,
+            mmio_megabytes=params.mmio_megabytes,
+            mmio_megabytes_optional=params.mmio_megabytes_optional,
         )
+        if params.force_new and key in self._restoring:
+            # Not claimed, so that the guest sees a rescind first.
+            self._anew.append(offer)
+            return
+        self._bus.offer(offer)
         opened = self._restoring.get(key)
         if opened is not None:
             incoming, outgoing = self._rings(slot, opened)
@@ -461,9 +467,7 @@ class VmbusHost:
                 if slot := self._slots.by_key.get(effect.key):
                     slot.gpadls[effect.gpadl_id] = effect.ranges
             case GpadlTearingDown():
-                if slot := self._slots.by_key.get(effect.key):
-                    slot.gpadls.pop(effect.gpadl_id, None)
-                self._bus.gpadl_released(effect.key, effect.gpadl_id)
+                self._tear_down(effect.key, effect.gpadl_id)
             case BusConnected():
                 self._log.info("guest connected, VMBus %s", effect.version)
             case BusDisconnected():
@@ -474,6 +478,20 @@ class VmbusHost:
                 self._blame(effect.text)
             case _:
                 assert_never(effect)
+
+    def _tear_down(self, key: OfferKey, gpadl_id: int) -> None:
+        slot = self._slots.by_key.get(key)
+        if slot is None:
+            self._bus.gpadl_released(key, gpadl_id)
+            return
+
+        def released() -> None:
+            self._bus.gpadl_released(key, gpadl_id)
+            self._pump()
+
+        # From here on it cannot be mapped again.
+        slot.gpadls.pop(gpadl_id, None)
+        slot.channel.gpadls.torn_down(gpadl_id, released)
 
     def _blame(self, text: str) -> None:
         self._log.warning("guest: %s", text)

@@ -76,7 +76,7 @@ def test_t2_setters_work_while_disabled_and_at_no_other_time(
             NtStatus.INVALID_PARAMETER_2,
         ),
         (lambda channel: channel.server_init_set_flags(0x20), NtStatus.INVALID_PARAMETER_2),
-        (lambda channel: channel.server_init_set_flags(0x8), NtStatus.NOT_SUPPORTED),
+        (lambda channel: channel.server_init_set_flags(0x1), NtStatus.NOT_SUPPORTED),
         (lambda channel: channel.init_set_user_defined(bytes(121)), NtStatus.INVALID_PARAMETER_2),
         (lambda channel: channel.set_transaction_quota(0), NtStatus.INVALID_PARAMETER),
     ],
