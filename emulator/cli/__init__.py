@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from emulator.cli.conformance import app as conformance
 from emulator.cli.inspect import inspect
 from emulator.cli.ps import ps
 from emulator.cli.serve import serve
@@ -131,6 +132,7 @@ def doctor(
 app.command()(ps)
 app.command()(inspect)
 app.command()(serve)
+app.add_typer(conformance, name="conformance")
 
 
 @contextlib.contextmanager

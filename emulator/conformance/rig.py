@@ -18,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from emulator.kmcl import (
+    ExternalDataPending,
     IncomingPacket,
     OfferParams,
     OutgoingPacket,
@@ -52,6 +53,8 @@ class Port:
     at_offer: Callable[[ServerChannel], None] | None = None
     waiting_turns: deque[ServerChannel] = field(default_factory=deque)
     ram: bytearray = field(default_factory=lambda: bytearray(4 * PAGE))
+    ram_is_there: bool = True
+    gpadls: dict[int, PageView] = field(default_factory=dict)
 
     def offer(self, channel: ServerChannel, params: OfferParams) -> None:
         """Note the offer, and do what was planned for it."""
@@ -85,11 +88,13 @@ class Port:
         return True
 
     def gpadl_pages(self, channel: ServerChannel, handle: int) -> PageView:
-        """There is no GPADL but the rings'."""
-        raise KeyError(handle)
+        """Return the pages of one of :attr:`gpadls`."""
+        return self.gpadls[handle]
 
     def external_data(self, ranges: tuple[GpaRange, ...]) -> list[memoryview]:
-        """Return slices of the few pages there are beside the rings."""
+        """Return slices of the few pages there are beside the rings, if they are there."""
+        if not self.ram_is_there:
+            raise ExternalDataPending
         views: list[memoryview] = []
         for gpa_range in ranges:
             start = gpa_range.pfns[0] * PAGE + gpa_range.offset

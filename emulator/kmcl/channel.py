@@ -339,6 +339,11 @@ class ServerChannel(ConfiguredChannel):
         self._packets_alive += 1
         return OutgoingPacket(self)
 
+    @property
+    def packets_alive(self) -> int:
+        """Outgoing packet objects that were allocated and not freed."""
+        return self._packets_alive
+
     def packet_freed(self) -> None:
         """Count a packet object given back."""
         self._packets_alive -= 1

@@ -31,7 +31,7 @@ PACKET_MAGIC: Final = 0x4B50_4D4B
 STREAM_VERSION: Final = 1
 
 _CHUNK = struct.Struct("<IHHIIII")
-_CHANNEL = struct.Struct("<16s16sIIIIQI")
+_CHANNEL = struct.Struct("<16s16sHHIIIQI")
 _FAULT = struct.Struct("<II")
 _PACKET = struct.Struct("<II")
 _LIB = struct.Struct("<IIBBHIQ")
@@ -78,6 +78,7 @@ class SavedChannel:
 
     interface: uuid.UUID
     instance: uuid.UUID
+    subchannel_index: int
     is_open: bool
     packets: int
     completions: int
@@ -163,6 +164,7 @@ def _encode_body(record: Record) -> tuple[ChunkKind, bytes]:
                 record.interface.bytes,
                 record.instance.bytes,
                 ChannelSaveFlags.OPEN if record.is_open else 0,
+                record.subchannel_index,
                 record.packets,
                 record.completions,
                 record.largest_payload,
@@ -309,7 +311,7 @@ def _decode_body(kind: int, body: bytes, where: str) -> Record:
 
 
 def _decode_channel(body: bytes) -> SavedChannel:
-    interface, instance, flags, packets, completions, largest, next_id, count = (
+    interface, instance, flags, index, packets, completions, largest, next_id, count = (
         _CHANNEL.unpack_from(body)
     )
     if flags & ~int(ChannelSaveFlags.OPEN) or not next_id:
@@ -328,6 +330,7 @@ def _decode_channel(body: bytes) -> SavedChannel:
     return SavedChannel(
         uuid.UUID(bytes=interface),
         uuid.UUID(bytes=instance),
+        index,
         bool(flags & ChannelSaveFlags.OPEN),
         packets,
         completions,

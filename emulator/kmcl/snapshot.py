@@ -229,6 +229,7 @@ def _head(channel: ServerChannel, packets: Sequence[OutgoingPacket], items: int)
     return SavedChannel(
         interface=params.interface,
         instance=params.instance,
+        subchannel_index=params.subchannel_index,
         is_open=channel.connection is Connection.OPEN,
         packets=len(packets),
         completions=items - len(packets),
@@ -246,6 +247,10 @@ def _take_head(channel: ServerChannel, head: SavedChannel) -> None:
         problems.append(
             f"it is of {head.interface}/{head.instance}, "
             f"this is {params.interface}/{params.instance}"
+        )
+    if head.subchannel_index != params.subchannel_index:
+        problems.append(
+            f"it is of sub-channel {head.subchannel_index}, this is {params.subchannel_index}"
         )
     is_open = channel.connection is Connection.OPEN
     if head.is_open is not is_open:

@@ -24,6 +24,8 @@ from emulator.link import Post, Region, Session, Status
 from emulator.machine.config import DeviceConfig, HostConfig, Quotas
 from emulator.machine.doorbells import DoorbellLoop
 from emulator.machine.host import VmbusHost
+from emulator.model import guest as g
+from emulator.model.guest import PAGE, ModelGuest
 from emulator.model.ring import (
     WORD_IN,
     WORD_OUT,
@@ -36,8 +38,6 @@ from emulator.model.ring import (
 )
 from emulator.wire import messages as m
 from tests.corefuzz.source import Source
-from tests.model import guest as g
-from tests.model.guest import PAGE, ModelGuest
 
 RING_PAGES: Final = 3
 RAM_PAGES: Final = 96

@@ -14,10 +14,10 @@ import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from emulator.model.guest import PAGE, GuestGpadl, ModelGuest
 from emulator.model.ring import GuestReader, GuestRing, GuestWriter, RawPacket
 from tests.model import frontend as fe
 from tests.model.frontend import ModelFrontend
-from tests.model.guest import PAGE, GuestGpadl, ModelGuest
 
 PAGES = 4096
 

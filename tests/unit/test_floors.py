@@ -21,7 +21,7 @@ BELOW: dict[str, set[str]] = {
     "machine": {"wire", "memory", "ring", "bus", "link", "kmcl", "devices"},
     "lab": {"devices", "machine"},
     "model": set(),
-    "conformance": {"wire", "memory", "ring", "kmcl", "model"},
+    "conformance": {"wire", "memory", "ring", "bus", "kmcl", "model"},
     "cli": {"machine", "lab", "conformance"},
 }
 SANS_IO = {"wire", "memory", "ring", "bus", "kmcl", "model", "conformance"}

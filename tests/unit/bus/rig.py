@@ -31,9 +31,9 @@ from emulator.bus import (
     OpenParams,
     SendMessage,
 )
+from emulator.model import guest as model
+from emulator.model.guest import ModelGuest
 from emulator.wire.packet import GpaRange
-from tests.model import guest as model
-from tests.model.guest import ModelGuest
 
 INTERFACE = UUID("6f1d0f2e-93f5-4f2b-9f0c-8d6d4a1f0b11")
 

@@ -27,7 +27,7 @@ from emulator.bus import (
     GpadlTearingDown,
     SendMessage,
 )
-from tests.model import guest as model
+from emulator.model import guest as model
 from tests.unit.bus.rig import Owner, Rig, key, offer
 
 NUMBERS = (1, 2, 3)

@@ -8,8 +8,8 @@ from collections.abc import Callable
 import pytest
 
 from emulator.bus import ChannelReleased, ChannelState, Offer, OfferKey
+from emulator.model import guest as model
 from emulator.wire.version import Version
-from tests.model import guest as model
 from tests.unit.bus.rig import INTERFACE, Rig, key, offer
 
 

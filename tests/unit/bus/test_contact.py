@@ -13,8 +13,8 @@ from emulator.bus import (
     GuestError,
     SendMessage,
 )
+from emulator.model import guest as model
 from emulator.wire.version import Version
-from tests.model import guest as model
 from tests.unit.bus.rig import Rig, key, offer
 
 SPOKEN = [version for version in Version if version >= Version.WIN8]

@@ -11,9 +11,9 @@ import pytest
 
 from emulator.bus import BusConfig, BusHost, BusState
 from emulator.bus.snapshot import RestoreMismatch
+from emulator.model import guest as model
 from emulator.wire.version import FeatureFlags as F
 from emulator.wire.version import Version
-from tests.model import guest as model
 from tests.unit.bus.rig import Rig, key, offer
 from tests.unit.bus.test_save import transfer
 

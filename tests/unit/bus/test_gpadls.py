@@ -6,8 +6,8 @@ from __future__ import annotations
 import pytest
 
 from emulator.bus import BusConfig, GpadlCreated, GuestError, SendMessage
+from emulator.model import guest as model
 from emulator.wire.packet import GpaRange
-from tests.model import guest as model
 from tests.unit.bus.rig import Rig, key
 
 REFUSED = 0x8000FFFF

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from emulator.bus import BusConfig, BusHost, GuestError, SendMessage
+from emulator.model import guest as model
 from emulator.wire.version import Version
-from tests.model import guest as model
 from tests.unit.bus.rig import Rig, key, offer
 
 IDS = bytes(range(32))

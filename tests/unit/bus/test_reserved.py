@@ -6,8 +6,8 @@ from __future__ import annotations
 import pytest
 
 from emulator.bus import SendMessage
+from emulator.model import guest as model
 from emulator.wire.version import Version
-from tests.model import guest as model
 from tests.unit.bus.rig import Rig, key, offer
 from tests.unit.bus.test_save import transfer
 

@@ -24,8 +24,8 @@ from emulator.bus import (
     RestoreMismatch,
     SendMessage,
 )
+from emulator.model import guest as model
 from emulator.wire.version import Version
-from tests.model import guest as model
 from tests.unit.bus.rig import Rig, key, offer
 
 

@@ -28,7 +28,7 @@ from emulator.kmcl.save import (
 from emulator.wire.ntstatus import NtStatus
 
 HEAD = SavedChannel(
-    INTERFACE, INSTANCE, True, 2, 1, 5, 0x77, (ChannelFault(FaultKind.PACKET_FAILED, "é"),)
+    INTERFACE, INSTANCE, 3, True, 2, 1, 5, 0x77, (ChannelFault(FaultKind.PACKET_FAILED, "é"),)
 )
 IN_RING = PacketRecord(SavedPlace.IN_RING, True, 0x1122, b"")
 QUEUED = PacketRecord(SavedPlace.QUEUED, False, 0, b"hello")
@@ -51,7 +51,9 @@ def lib(place: int, waits: int, transaction_id: int, payload: bytes, *, zero: in
 
 def by_hand() -> list[bytes]:
     fault = struct.pack("<II", 3, 2) + "é".encode()
-    body = INTERFACE.bytes + INSTANCE.bytes + struct.pack("<IIIIQI", 1, 2, 1, 5, 0x77, 1) + fault
+    body = (
+        INTERFACE.bytes + INSTANCE.bytes + struct.pack("<HHIIIQI", 1, 3, 2, 1, 5, 0x77, 1) + fault
+    )
     chunks = [chunk(1, 0, body, 0)]
     for kind, body in (
         (2, struct.pack("<II", 24, 3) + lib(2, 1, 0x1122, b"") + b"vsp"),

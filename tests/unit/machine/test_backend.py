@@ -21,7 +21,7 @@ from emulator.machine import statefile
 from emulator.machine.control import ControlClient
 from emulator.machine.report import Host
 from emulator.machine.sockets import listen
-from tests.model.guest import PAGE, u32, u64
+from emulator.model.guest import PAGE, u32, u64
 from tests.model.machine import ModelMachine, echo_request
 from tests.unit.machine.test_inspect import DATA_OFFER
 

@@ -21,8 +21,8 @@ from emulator.machine.inspect import MAX_RANGES, MAX_UNREAD, inspect
 from emulator.machine.metrics import prometheus
 from emulator.machine.report import Channel, Host
 from emulator.memory import page_view
+from emulator.model.guest import PAGE, u32, u64
 from emulator.ring import IncomingRing
-from tests.model.guest import PAGE, u32, u64
 from tests.model.machine import ModelMachine, OpenChannel, echo_request
 
 DATA_OFFER = struct.pack("<IHH", 0x42525056, 1, 1)

@@ -22,9 +22,9 @@ from emulator.machine.__main__ import main
 from emulator.machine.config import DeviceConfig, HostConfig, Quotas
 from emulator.machine.host import VmbusHost
 from emulator.machine.inspect import inspect
+from emulator.model.guest import INITIATE_CONTACT, ModelGuest, u32, u64
 from emulator.wire.ntstatus import NtStatus
 from tests.model import frontend as fe
-from tests.model.guest import INITIATE_CONTACT, ModelGuest, u32, u64
 from tests.model.machine import ModelMachine
 from tests.unit.machine.test_backend import Start, config, start
 

@@ -88,19 +88,23 @@ class Heard:
         return int.from_bytes(self.raw(name), "little")
 
     def raw(self, name: str) -> bytes:
+        """Return a field's bytes."""
         offset, size = (8, 4) if name == "features" else FIELDS[self.type][1][name]
         return self.body[offset : offset + size]
 
 
 def u16(*values: int) -> bytes:
+    """Encode u16s, little endian."""
     return b"".join(value.to_bytes(2, "little") for value in values)
 
 
 def u32(*values: int) -> bytes:
+    """Encode u32s, little endian."""
     return b"".join(value.to_bytes(4, "little") for value in values)
 
 
 def u64(*values: int) -> bytes:
+    """Encode u64s, little endian."""
     return b"".join(value.to_bytes(8, "little") for value in values)
 
 
@@ -127,6 +131,7 @@ class GuestChannel:
 
     @property
     def channel_id(self) -> int:
+        """The relid."""
         return self.offer["channel_id"]
 
 
@@ -162,12 +167,14 @@ class ModelGuest:
         self.pausing = self.paused = False
 
     def close(self) -> None:
+        """Give RAM back."""
         self.ram.close()
         os.close(self.ram_fd)
 
     # What the guest sends.
 
     def post(self, kind: int, body: bytes = b"") -> None:
+        """Post a message to where the host listens."""
         self._post(self.port, u32(kind, 0) + body)
 
     def contact(
@@ -200,6 +207,7 @@ class ModelGuest:
         self.post(INITIATE_CONTACT, u32(version, vp) + info + u64(*monitors) + client_id)
 
     def request_offers(self) -> None:
+        """Ask for the offers."""
         self.offers_asked = True
         self.post(REQUEST_OFFERS)
 
@@ -209,6 +217,7 @@ class ModelGuest:
         self.request_offers()
 
     def allocate(self, pages: int) -> list[int]:
+        """Take pages that are free; RAM that is used up is the caller's mistake."""
         taken, self.free_pages = self.free_pages[:pages], self.free_pages[pages:]
         assert len(taken) == pages, "the model guest is out of memory"
         return taken
@@ -244,6 +253,7 @@ class ModelGuest:
         self.post(GPADL_BODY, u32(0, gpadl.gpadl_id) + piece)
 
     def make_gpadl(self, channel_id: int, pages: int) -> GuestGpadl:
+        """Send a whole GPADL of one range."""
         gpadl = self.gpadl_begin(channel_id, pages)
         while gpadl.unsent:
             self.gpadl_go_on(gpadl)
@@ -271,12 +281,14 @@ class ModelGuest:
         return open_id
 
     def close_channel(self, channel_id: int) -> None:
+        """Close a channel."""
         channel = self.channels[channel_id]
         channel.is_open = False
         channel.opening.clear()
         self.post(CLOSE_CHANNEL, u32(channel_id))
 
     def teardown(self, gpadl: GuestGpadl) -> None:
+        """Ask for a GPADL's pages back."""
         gpadl.state = "torndown?"
         self.post(GPADL_TEARDOWN, u32(gpadl.channel_id, gpadl.gpadl_id))
 
@@ -292,19 +304,23 @@ class ModelGuest:
         self.post(RELID_RELEASED, u32(channel_id))
 
     def modify(self, channel_id: int, target_vp: int) -> None:
+        """Move a channel's interrupts to another VP."""
         if self.version >= 0x50003:
             self.modifying.append(channel_id)
         self.post(MODIFY_CHANNEL, u32(channel_id, target_vp))
 
     def pause(self) -> None:
+        """Ask the host to send nothing for a while (6.0)."""
         self.pausing = True
         self.post(PAUSE)
 
     def resume(self) -> None:
+        """Hear the host again (6.0)."""
         self.paused = False
         self.post(RESUME)
 
     def unload(self) -> None:
+        """End the connection."""
         self.unloading = True
         self.paused = False
         self.post(UNLOAD)
@@ -453,4 +469,5 @@ class ModelGuest:
 
     @property
     def last(self) -> Heard:
+        """The last message heard."""
         return self.heard[-1]
