@@ -2,9 +2,10 @@
 """Guest-physical memory, and views of scattered guest pages with whole, ordered access to words."""
 
 from emulator.memory.guest import GpaError, GuestMemory, MemoryMapError, RamRegion
-from emulator.memory.view import IMPLEMENTATION, PageView, page_view
+from emulator.memory.view import ATOMIC, IMPLEMENTATION, PageView, page_view
 
 __all__ = [
+    "ATOMIC",
     "IMPLEMENTATION",
     "GpaError",
     "GuestMemory",

@@ -229,25 +229,55 @@ PageView_load_u32(PageView *self, PyObject *arg)
     return PyLong_FromUnsignedLong(le32toh(__atomic_load_n(address, __ATOMIC_ACQUIRE)));
 }
 
+/* The address of the word that is to be written, and the value as it is in memory; NULL with an exception set. */
+static uint32_t *
+word_and_value(PageView *self, PyObject *const *args, Py_ssize_t nargs, uint32_t *value)
+{
+    Py_ssize_t offset, number;
+
+    if (two_sizes(args, nargs, &offset, &number) < 0) {
+        return NULL;
+    }
+    if (number < 0 || (uint64_t)number > UINT32_MAX) {
+        PyErr_Format(PyExc_ValueError, "%zd does not fit 32 bits", number);
+        return NULL;
+    }
+    *value = htole32((uint32_t)number);
+    return word(self, offset);
+}
+
 static PyObject *
 PageView_store_u32(PageView *self, PyObject *const *args, Py_ssize_t nargs)
 {
-    Py_ssize_t offset, value;
-    uint32_t *address;
+    uint32_t value, *address = word_and_value(self, args, nargs, &value);
 
-    if (two_sizes(args, nargs, &offset, &value) < 0) {
-        return NULL;
-    }
-    if (value < 0 || (uint64_t)value > UINT32_MAX) {
-        PyErr_Format(PyExc_ValueError, "%zd does not fit 32 bits", value);
-        return NULL;
-    }
-    address = word(self, offset);
     if (!address) {
         return NULL;
     }
-    __atomic_store_n(address, htole32((uint32_t)value), __ATOMIC_RELEASE);
+    __atomic_store_n(address, value, __ATOMIC_RELEASE);
     Py_RETURN_NONE;
+}
+
+static PyObject *
+PageView_swap_u32(PageView *self, PyObject *const *args, Py_ssize_t nargs)
+{
+    uint32_t value, *address = word_and_value(self, args, nargs, &value);
+
+    if (!address) {
+        return NULL;
+    }
+    return PyLong_FromUnsignedLong(le32toh(__atomic_exchange_n(address, value, __ATOMIC_SEQ_CST)));
+}
+
+static PyObject *
+PageView_or_u32(PageView *self, PyObject *const *args, Py_ssize_t nargs)
+{
+    uint32_t value, *address = word_and_value(self, args, nargs, &value);
+
+    if (!address) {
+        return NULL;
+    }
+    return PyLong_FromUnsignedLong(le32toh(__atomic_fetch_or(address, value, __ATOMIC_SEQ_CST)));
 }
 
 static PyObject *
@@ -325,6 +355,8 @@ static PyMethodDef PageView_methods[] = {
     {"write", FAST(PageView_write), METH_FASTCALL, NULL},
     {"load_u32", (PyCFunction)PageView_load_u32, METH_O, NULL},
     {"store_u32", FAST(PageView_store_u32), METH_FASTCALL, NULL},
+    {"swap_u32", FAST(PageView_swap_u32), METH_FASTCALL, NULL},
+    {"or_u32", FAST(PageView_or_u32), METH_FASTCALL, NULL},
     {"fence", (PyCFunction)PageView_fence, METH_NOARGS, NULL},
     {"slices", FAST(PageView_slices), METH_FASTCALL, NULL},
     {"sub", FAST(PageView_sub), METH_FASTCALL, NULL},

@@ -64,6 +64,20 @@ class PurePageView:
         words, index = self._word(offset)
         words[index] = value
 
+    def swap_u32(self, offset: int, value: int, /) -> int:
+        """See `emulator.memory.PageView`; not atomic."""
+        before = self.load_u32(offset)
+        self.store_u32(offset, value)
+        self.fence()
+        return before
+
+    def or_u32(self, offset: int, bits: int, /) -> int:
+        """See `emulator.memory.PageView`; not atomic."""
+        before = self.load_u32(offset)
+        self.store_u32(offset, before | bits)
+        self.fence()
+        return before
+
     def fence(self) -> None:
         """See `emulator.memory.PageView`."""
         with self._lock:

@@ -21,7 +21,7 @@ from typing import Literal, Protocol
 
 from emulator.memory._pure import PurePageView
 
-__all__ = ["IMPLEMENTATION", "PageView", "page_view"]
+__all__ = ["ATOMIC", "IMPLEMENTATION", "PageView", "page_view"]
 
 
 class PageView(Protocol):
@@ -50,6 +50,14 @@ class PageView(Protocol):
         (release).
         """
 
+    def swap_u32(self, offset: int, value: int, /) -> int:
+        """Store one aligned word and return what was there, as one step for everybody who sees the
+        memory (:data:`ATOMIC`); also a full fence.
+        """
+
+    def or_u32(self, offset: int, bits: int, /) -> int:
+        """Set bits of one aligned word and return what was there, as :meth:`swap_u32` does."""
+
     def fence(self) -> None:
         """Order every access before this before every access after it: store-to-load fence."""
 
@@ -77,6 +85,10 @@ def _choose() -> tuple[Literal["native", "pure"], Callable[[Sequence[memoryview]
 
 
 IMPLEMENTATION, page_view = _choose()
+ATOMIC = IMPLEMENTATION == "native"
+"""Whether ``swap_u32`` and ``or_u32`` are one step for the guest as well. Python has no such
+instruction, so on the reference a bit that the guest sets at that moment is lost: a backend on it
+must not offer what rests on bits that both sides change (interrupt and monitor pages)."""
 """`IMPLEMENTATION` is "native" or "pure". `page_view(segments)` makes a view of writable memory:
 each segment is a positive multiple of 4096 bytes, in the order of the view; anything else is a
 ValueError."""

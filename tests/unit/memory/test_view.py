@@ -85,6 +85,16 @@ def test_words_are_little_endian(view_type: ViewType) -> None:
     assert view.load_u32(4092) == 0xFFFFFFFF
 
 
+def test_bits_are_set_and_taken(view_type: ViewType) -> None:
+    view = view_type(scattered(1, 1))
+    assert view.or_u32(4096, 0x80000001) == 0
+    assert view.or_u32(4096, 0x10) == 0x80000001
+    assert view.read(4096, 4) == b"\x11\x00\x00\x80"
+    assert view.swap_u32(4096, 7) == 0x80000011
+    assert view.load_u32(4096) == 7
+    assert view.load_u32(4092) == view.load_u32(4100) == 0
+
+
 def test_slices_and_parts_are_the_memory_itself(view_type: ViewType) -> None:
     view = view_type(scattered(1, 2))
     pieces = view.slices(4090, 12)
@@ -131,15 +141,17 @@ def test_words_outside_the_view_or_not_aligned(view_type: ViewType, offset: int)
     view = view_type(scattered(1, 1))
     with pytest.raises(ValueError, match=r"not within|not aligned"):
         view.load_u32(offset)
-    with pytest.raises(ValueError, match=r"not within|not aligned"):
-        view.store_u32(offset, 1)
+    for change in (view.store_u32, view.swap_u32, view.or_u32):
+        with pytest.raises(ValueError, match=r"not within|not aligned"):
+            change(offset, 1)
 
 
 @pytest.mark.parametrize("value", [-1, 2**32, 2**40])
 def test_values_of_more_than_32_bits(view_type: ViewType, value: int) -> None:
     view = view_type(scattered(1))
-    with pytest.raises(ValueError, match="32 bits"):
-        view.store_u32(0, value)
+    for change in (view.store_u32, view.swap_u32, view.or_u32):
+        with pytest.raises(ValueError, match="32 bits"):
+            change(0, value)
     assert view.load_u32(0) == 0
 
 
@@ -274,6 +286,42 @@ def test_words_are_never_torn_between_threads() -> None:
         thread.join()
         sys.setswitchinterval(interval)
     assert seen <= {0, 0xFFFFFFFF}
+
+
+SETTER = """
+import mmap, sys
+from emulator.memory import _native
+view = _native.PageView([memoryview(mmap.mmap(int(sys.argv[1]), 4096))])
+for number in range(100_000):
+    bit = 1 << number % 16
+    while view.or_u32(0, bit) & bit:  # taken by nobody yet
+        pass
+"""
+
+
+def test_no_bit_is_lost_between_processes(checkout: Path) -> None:
+    """One process sets 100,000 bits, each when it is clear; another takes them, and sets its own
+    in the same word. Each is taken once.
+    """
+    fd = os.memfd_create("words")
+    os.ftruncate(fd, 4096)
+    view = _native.PageView([memoryview(mmap.mmap(fd, 4096))])
+    ours = theirs = sent = 0
+    with subprocess.Popen(
+        [sys.executable, "-c", SETTER, str(fd)], pass_fds=[fd], cwd=checkout
+    ) as setter:
+        os.close(fd)
+        while True:
+            ended = setter.poll() is not None
+            sent += 1
+            assert not view.or_u32(0, 1 << 31) >> 31
+            taken = view.swap_u32(0, 0)
+            ours += taken >> 31
+            theirs += (taken & 0xFFFF).bit_count()
+            if ended:
+                break
+    assert setter.returncode == 0
+    assert (ours, theirs) == (sent, 100_000)
 
 
 @pytest.mark.parametrize(("pure", "expected"), [("1", "pure"), ("0", "native"), ("", "native")])

@@ -49,6 +49,12 @@ class WrappedView:
     def store_u32(self, offset: int, value: int, /) -> None:
         self.inner.store_u32(offset, value)
 
+    def swap_u32(self, offset: int, value: int, /) -> int:
+        return self.inner.swap_u32(offset, value)
+
+    def or_u32(self, offset: int, bits: int, /) -> int:
+        return self.inner.or_u32(offset, bits)
+
     def fence(self) -> None:
         self.inner.fence()
 
