@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Final, assert_never
 
 from emulator.bus.channel import Channel, ChannelState, OpenRequest
-from emulator.bus.contact import SINT_COUNT
+from emulator.bus.contact import SINT_COUNT, Contact
 from emulator.bus.effects import (
     ChannelClosing,
     ChannelMoved,
@@ -20,24 +20,17 @@ from emulator.bus.effects import (
     ChannelReleased,
     Offer,
     OfferKey,
-    OpenParams,
 )
 from emulator.bus.gpadl import GpadlPhase
+from emulator.bus.ids import MAX_CHANNEL_ID, MAX_SHARED_CHANNEL_ID, channel_id_of
+from emulator.bus.opening import NO_VP, Opening, OpenRefused, event_connection
 from emulator.bus.outbox import Outbox, Route
 from emulator.bus.sharing import Sharing
 from emulator.wire import messages as m
 from emulator.wire.message import MessageStatus
 from emulator.wire.version import Version
 
-MAX_CHANNEL_ID: Final = 2047
-"""Event flags are a bitmap of 2,048 bits, and bit 0 is reserved."""
-FIRST_EVENT_CONNECTION: Final = 5
-"""Below are the message ports (1, 4) and the event port of old versions (2)."""
-MAX_CONNECTION_ID: Final = 0xFF_FFFF
-"""Connection ids have 24 bits (TLFS 11, HV_CONNECTION_ID)."""
 NO_MONITOR: Final = 0xFF
-NO_VP: Final = 0xFFFF_FFFF
-"""OpenChannel's target VP of a channel without interrupt."""
 
 
 class Channels:
@@ -46,9 +39,10 @@ class Channels:
     def __init__(self, sharing: Sharing, outbox: Outbox) -> None:
         """Start without any."""
         self.offers_requested = False
-        self.guest_chooses_signals = False
         self.table: dict[OfferKey, Channel] = {}
         self.ids: dict[OfferKey, int] = {}
+        self.opening = Opening(sharing, self.table)
+        self._last_offered = MAX_CHANNEL_ID
         self._sharing = sharing
         self._outbox = outbox
 
@@ -62,6 +56,12 @@ class Channels:
             if channel.channel_id == channel_id and channel.state.guest_knows:
                 return channel
         return None
+
+    def follow(self, contact: Contact | None) -> None:
+        """Go by what was negotiated in ``contact``."""
+        self.opening.follow(contact)
+        shares = contact is not None and contact.shares_interrupt
+        self._last_offered = MAX_SHARED_CHANNEL_ID if shares else MAX_CHANNEL_ID
 
     # The owners' calls.
 
@@ -79,12 +79,17 @@ class Channels:
 
     def add(self, offer: Offer) -> Channel:
         """Add a channel that the guest does not know; raises ValueError without a free id."""
-        channel = self.table[offer.key] = Channel(offer, self._id_of(offer.key))
+        channel = self.table[offer.key] = Channel(
+            offer, channel_id_of(offer.key, self.ids, self.table)
+        )
         return channel
 
     def tell(self, channel: Channel) -> None:
-        """Send the offer, if the guest has asked for offers and does not know it."""
+        """Send the offer, if the guest has asked for offers, does not know it and can use it."""
         if not self.offers_requested or channel.state is not ChannelState.RELEASED:
+            return
+        if channel.channel_id > self._last_offered:
+            self._blame_for_unheard(1)
             return
         assert self._outbox.route is not None
         channel.state = ChannelState.CLOSED
@@ -193,8 +198,13 @@ class Channels:
             self._outbox.blame("offers were requested already")
             return
         self.offers_requested = True
+        unheard = 0
         for channel in self:
-            self.tell(channel)
+            if channel.channel_id > self._last_offered:
+                unheard += 1
+            else:
+                self.tell(channel)
+        self._blame_for_unheard(unheard)
         self._outbox.send(m.AllOffersDelivered())
 
     def open_reserved(self, message: m.OpenReservedChannel) -> None:
@@ -247,11 +257,11 @@ class Channels:
             return
         match channel.state:
             case ChannelState.CLOSED:
-                if (request := self._open_request(channel, message, reserved)) is not None:
+                if (request := self._judge(channel, message, reserved)) is not None:
                     self._ask_to_open(channel, request)
             case ChannelState.CLOSING:
                 # A close has no answer, so a guest may open again while the owner still closes.
-                if (request := self._open_request(channel, message, reserved)) is not None:
+                if (request := self._judge(channel, message, reserved)) is not None:
                     channel.state, channel.reopen = ChannelState.CLOSING_REOPEN, request
             case _:
                 self._outbox.blame(
@@ -376,6 +386,25 @@ class Channels:
 
     # Steps.
 
+    def _blame_for_unheard(self, channels: int) -> None:
+        if channels:
+            self._outbox.blame(
+                f"{channels} channel{'s are' if channels > 1 else ' is'} not offered: a guest of "
+                f"this VMBus version hears of channels up to {self._last_offered}"
+            )
+
+    def _judge(
+        self, channel: Channel, message: m.OpenChannel | m.OpenChannel2, reserved: Route | None
+    ) -> OpenRequest | None:
+        """Check an open; None when it was refused."""
+        assert self._outbox.route is not None
+        try:
+            return self.opening.judge(channel, message, self._outbox.route.sint, reserved)
+        except OpenRefused as error:
+            self._outbox.blame(str(error))
+            self._refuse_open(channel, message.open_id, reserved)
+            return None
+
     def _known(self, channel_id: int, message: m.Message) -> Channel | None:
         channel = self.find(channel_id)
         if channel is None:
@@ -429,86 +458,3 @@ class Channels:
         answer, channel.close_answer = channel.close_answer, None
         if answer is not None:
             self._outbox.send_to(answer, m.CloseReservedChannelResponse(channel.channel_id))
-
-    def _open_request(
-        self,
-        channel: Channel,
-        message: m.OpenChannel | m.OpenChannel2,
-        reserved: Route | None,
-    ) -> OpenRequest | None:
-        """Check an open; None when it was refused."""
-        assert self._outbox.route is not None
-        gpadl = self._sharing.table.find(channel.channel_id, message.ring_buffer_gpadl_id)
-        split = message.downstream_ring_buffer_page_offset
-        problem = ""
-        if gpadl is None or gpadl.phase is not GpadlPhase.ACCEPTED:
-            problem = f"GPADL {message.ring_buffer_gpadl_id:#x} is not there"
-        elif not gpadl.is_whole_pages:
-            problem = f"GPADL {message.ring_buffer_gpadl_id:#x} is not made of whole pages"
-        elif not 2 <= split <= len(gpadl.pfns) - 2:
-            # A ring is a control page and at least one page of data.
-            problem = f"{len(gpadl.pfns)} pages cannot be split at page {split}"
-        if gpadl is None or problem:
-            self._outbox.blame(f"the ring of channel {channel.channel_id}: {problem}")
-            self._refuse_open(channel, message.open_id, reserved)
-            return None
-        sint = self._outbox.route.sint
-        connection_id = event_connection(channel.channel_id, sint)
-        event_flag = channel.channel_id
-        if self.guest_chooses_signals and isinstance(message, m.OpenChannel2):
-            connection_id, event_flag = message.connection_id, message.event_flag
-        if problem := self.signal_problem(channel, connection_id, event_flag):
-            self._outbox.blame(f"channel {channel.channel_id}: {problem}")
-            self._refuse_open(channel, message.open_id, reserved)
-            return None
-        # A redirected interrupt goes to VTL 2 if that has the bus too; here there is VTL 0 only.
-        return OpenRequest(
-            gpadl.gpadl_id,
-            OpenParams(
-                channel_id=channel.channel_id,
-                open_id=message.open_id,
-                target_vp=None if message.target_vp == NO_VP else message.target_vp,
-                target_sint=sint if reserved is None else reserved.sint,
-                ring_pfns=gpadl.pfns,
-                downstream_page_offset=split,
-                user_data=message.user_data,
-                connection_id=connection_id,
-                event_flag=event_flag,
-            ),
-            reserved,
-        )
-
-    def signal_problem(self, channel: Channel, connection_id: int, event_flag: int) -> str:
-        """Say what is wrong with signal parameters, or nothing."""
-        if not FIRST_EVENT_CONNECTION <= connection_id <= MAX_CONNECTION_ID:
-            return f"{connection_id:#x} is not an event connection"
-        if not 0 < event_flag <= MAX_CHANNEL_ID:
-            return f"event flag {event_flag}; it has to be 1 to {MAX_CHANNEL_ID}"
-        for other in self.table.values():
-            requests = (request for request in (other.open, other.reopen) if request is not None)
-            if other is not channel and any(
-                request.params.connection_id == connection_id for request in requests
-            ):
-                # One of the two would get the signals of both.
-                return f"channel {other.channel_id} has connection {connection_id:#x}"
-        return ""
-
-    def _id_of(self, key: OfferKey) -> int:
-        """Return the id that the key had before, or a new one; the stalest when all are given."""
-        if key in self.ids:
-            return self.ids[key]
-        number = len(self.ids) + 1
-        if number > MAX_CHANNEL_ID:
-            stale = next((other for other in self.ids if other not in self.table), None)
-            if stale is None:
-                raise ValueError(f"all {MAX_CHANNEL_ID} channel ids are in use")
-            number = self.ids.pop(stale)
-        self.ids[key] = number
-        return number
-
-
-def event_connection(channel_id: int, sint: int) -> int:
-    """Return the connection that the guest signals for a channel of VTL 0: 0x2000 + id for SINT
-    2.
-    """
-    return channel_id | sint << 12

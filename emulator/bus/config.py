@@ -8,8 +8,7 @@ from typing import Final
 
 from emulator.wire.version import Version
 
-OLDEST_VERSION: Final = Version.WIN8
-"""Older guests share one event connection among all channels, which this host does not have."""
+OLDEST_VERSION: Final = Version.V1
 NEWEST_VERSION: Final = Version.COPPER
 
 
@@ -28,6 +27,10 @@ class BusConfig:
     ``max_held_messages`` is how many of the host's messages wait while the guest has paused the
     connection; with more, what the guest sends is refused until it resumes.
 
+    ``bit_pages`` is whether this host can change bits in a word that the guest changes at the same
+    time (``emulator.memory.ATOMIC``). Without it there are no versions below 2.4 and no monitored
+    notifications.
+
     Raises ValueError for a range of versions that this host does not speak.
     """
 
@@ -37,6 +40,7 @@ class BusConfig:
     max_gpadls_per_channel: int = 256
     max_pages: int = 1280 * 256
     max_held_messages: int = 1024
+    bit_pages: bool = True
 
     def __post_init__(self) -> None:
         if not OLDEST_VERSION <= self.min_version <= self.max_version <= NEWEST_VERSION:

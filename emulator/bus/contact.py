@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from typing import Final
@@ -11,6 +12,7 @@ from uuid import UUID
 from emulator.bus.config import BusConfig
 from emulator.bus.outbox import Route
 from emulator.wire import messages as m
+from emulator.wire.packet import PAGE_SIZE
 from emulator.wire.version import GRANTED_FEATURES, FeatureFlags, Version
 
 MESSAGE_CONNECTION: Final = 1
@@ -19,6 +21,9 @@ MULTICLIENT_CONNECTION: Final = 4
 VMBUS_SINT: Final = 2
 SINT_COUNT: Final = 16
 NO_CLIENT: Final = UUID(int=0)
+NO_BIT_PAGES: Final = (
+    "VMBus below 2.4 needs the C extension emulator.memory._native, which this host does not have"
+)
 STATE_OK: Final = 0
 STATE_FAILED: Final = 2
 
@@ -40,6 +45,7 @@ class Contact:
     ``requested`` is the version as it stood in the message. ``connection_id`` is the port it came
     on, where the guest is to post from now on. ``features`` are those that were granted.
     ``monitor_pages`` are guest-physical addresses: the host's triggers, then the guest's.
+    ``interrupt_page`` is the address of the page of bits that all channels share, below 2.4.
     """
 
     requested: int
@@ -50,6 +56,7 @@ class Contact:
     features: FeatureFlags = FeatureFlags.NONE
     client_id: UUID = NO_CLIENT
     monitor_pages: tuple[int, int] | None = None
+    interrupt_page: int | None = None
 
     @property
     def version(self) -> Version:
@@ -60,6 +67,11 @@ class Contact:
     def route(self) -> Route:
         """Where the guest wants its messages."""
         return Route(self.vp, self.sint)
+
+    @property
+    def shares_interrupt(self) -> bool:
+        """Whether all channels share one event flag and one event connection (below 2.4)."""
+        return self.interrupt_page is not None
 
     def response(self) -> m.VersionResponse | m.VersionResponse2:
         """Return the answer; from 6.0 it has the features."""
@@ -73,8 +85,22 @@ class Contact:
         return m.VersionResponse(1, state, word)
 
 
+IsRam = Callable[[int], bool]
+"""Whether the guest-physical page at an address is memory."""
+
+
+def page_problem(what: str, gpa: int, is_ram: IsRam) -> str:
+    """Say what is wrong with the address of a page that guest and host share, or nothing."""
+    if not gpa or gpa % PAGE_SIZE or not is_ram(gpa):
+        return f"the {what} is at {gpa:#x}, which is not a page of the guest's memory"
+    return ""
+
+
 def judge(
-    config: BusConfig, connection_id: int, message: m.InitiateContact | m.InitiateContact2
+    config: BusConfig,
+    connection_id: int,
+    message: m.InitiateContact | m.InitiateContact2,
+    is_ram: IsRam,
 ) -> tuple[Contact, str]:
     """Return the contact that a message makes, and what is wrong with it or the empty string."""
     requested = message.version_requested
@@ -108,18 +134,47 @@ def judge(
                 f"VMBus version {requested >> 16}.{requested & 0xFFFF} is not spoken here, "
                 f"{config.min_version} to {config.max_version} are"
             )
+    elif requested < Version.WIN8 and not config.bit_pages:
+        verdict = Verdict.UNSUPPORTED
+        problem = NO_BIT_PAGES
     elif vtl != 0:
         verdict, problem = Verdict.FAILED, f"messages for VTL {vtl}; this host has VTL 0 only"
     elif not 0 < sint < SINT_COUNT:
         verdict, problem = Verdict.FAILED, f"messages for SINT {sint}; it has to be 1 to 15"
     elif is_half(monitors):
         verdict, problem = Verdict.FAILED, "one monitor page; there have to be two or none"
+    interrupt_page: int | None = None
+    if verdict is Verdict.ACCEPTED and requested < Version.WIN8:
+        interrupt_page = message.interrupt_page_or_target_info
+        problem = page_problem("interrupt page", interrupt_page, is_ram)
+        if problem:
+            verdict = Verdict.FAILED
+    if verdict is Verdict.ACCEPTED and all(monitors):
+        for page in monitors:
+            if problem := page_problem("monitor page", page, is_ram):
+                # A guest need not have them, so this is no reason to be without it.
+                monitors = (0, 0)
+                break
+    if verdict is Verdict.FAILED and requested < Version.WIN8:
+        # These versions have no way to tell anything else (a response has a state from 2.4 on).
+        verdict = Verdict.UNSUPPORTED
     if not 0 < sint < SINT_COUNT:
         sint = VMBUS_SINT  # the refusal has to arrive somewhere
     if verdict is not Verdict.ACCEPTED:
         features, client_id, monitors = FeatureFlags.NONE, NO_CLIENT, (0, 0)
-    pages = monitors if all(monitors) else None
-    return Contact(requested, vp, sint, connection_id, verdict, features, client_id, pages), problem
+        interrupt_page = None
+    contact = Contact(
+        requested,
+        vp,
+        sint,
+        connection_id,
+        verdict,
+        features,
+        client_id,
+        monitors if all(monitors) else None,
+        interrupt_page,
+    )
+    return contact, problem
 
 
 def is_half(monitor_pages: tuple[int, int]) -> bool:

@@ -27,14 +27,16 @@ from emulator.bus.contact import (
     STATE_OK,
     VMBUS_SINT,
     Contact,
+    IsRam,
     Verdict,
-    chooses_signals,
     is_half,
     judge,
+    page_problem,
 )
 from emulator.bus.effects import BusConnected, BusDisconnected, Effect, Offer, OfferKey
 from emulator.bus.gpadl import GpadlTable
 from emulator.bus.outbox import Outbox, Route
+from emulator.bus.pages import SignalPages
 from emulator.bus.sharing import Sharing
 from emulator.bus.snapshot import RestoredChannel, Restoring
 from emulator.bus.state import BusState
@@ -46,9 +48,13 @@ from emulator.wire.version import FeatureFlags, Version
 class BusHost:
     """The bus of one guest."""
 
-    def __init__(self, config: BusConfig) -> None:
-        """Make a bus without offers and without a guest."""
+    def __init__(self, config: BusConfig, is_ram: IsRam = lambda gpa: True) -> None:
+        """Make a bus without offers and without a guest.
+
+        ``is_ram`` tells whether a page that the guest names for signals is memory.
+        """
         self.config = config
+        self.is_ram = is_ram
         self.contact: Contact | None = None
         self.ending: Ending | None = None
         self.next_contact: Contact | None = None
@@ -69,6 +75,14 @@ class BusHost:
         """What was granted to the guest; nothing while none is connected."""
         connected = self.contact is not None and self.ending is None
         return self.contact.features if connected and self.contact else FeatureFlags.NONE
+
+    @property
+    def pages(self) -> SignalPages:
+        """The pages that the guest signals with; none while it is not connected."""
+        if self.contact is None or self.ending is not None:
+            return SignalPages()
+        monitors = self.contact.monitor_pages
+        return SignalPages(self.contact.interrupt_page, monitors[1] if monitors else None)
 
     def take_effects(self) -> list[Effect]:
         """Return what is to be done, in order, and forget it."""
@@ -276,6 +290,9 @@ class BusHost:
         if is_half(pages):
             state = STATE_FAILED
             self.outbox.blame("one monitor page; there have to be two or none")
+        elif any(problems := [page_problem("monitor page", p, self.is_ram) for p in pages if p]):
+            state = STATE_FAILED
+            self.outbox.blame("; ".join(problem for problem in problems if problem))
         else:
             kept = pages if all(pages) else None
             self.contact = dataclasses.replace(self.contact, monitor_pages=kept)
@@ -304,7 +321,7 @@ class BusHost:
     def _initiate_contact(
         self, connection_id: int, message: m.InitiateContact | m.InitiateContact2
     ) -> None:
-        contact, problem = judge(self.config, connection_id, message)
+        contact, problem = judge(self.config, connection_id, message, self.is_ram)
         if problem:
             self.outbox.blame(problem)
         # Firmware and crash kernels contact the bus without an unload before; whatever the verdict,
@@ -334,9 +351,10 @@ class BusHost:
                 pass
             case Ending.UNLOAD_COMPLETE:
                 assert contact is not None
-                self.outbox.route = contact.route
-                self.outbox.send(m.UnloadComplete())
-                self.outbox.route = None
+                if contact.version >= m.UnloadComplete.SINCE:
+                    self.outbox.route = contact.route
+                    self.outbox.send(m.UnloadComplete())
+                    self.outbox.route = None
             case Ending.VERSION_RESPONSE:
                 assert following is not None
                 self._answer(following)
@@ -348,7 +366,7 @@ class BusHost:
         self.outbox.send(contact.response())
         if contact.verdict is Verdict.ACCEPTED:
             self.contact = contact
-            self.table.guest_chooses_signals = chooses_signals(contact)
+            self.table.follow(contact)
             self.outbox.emit(BusConnected(contact.version))
         else:
             self.outbox.route = None

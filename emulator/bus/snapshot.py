@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from emulator.bus.channel import Channel, ChannelState, Ending, OpenRequest
-from emulator.bus.channels import MAX_CHANNEL_ID, Channels, event_connection
-from emulator.bus.contact import Contact, Verdict, chooses_signals, is_version
+from emulator.bus.channels import Channels
+from emulator.bus.contact import NO_BIT_PAGES, Contact, Verdict, is_version, page_problem
 from emulator.bus.effects import (
     ChannelClosing,
     GpadlCreated,
@@ -28,6 +28,8 @@ from emulator.bus.effects import (
     OpenParams,
 )
 from emulator.bus.gpadl import Gpadl, GpadlError, GpadlPhase
+from emulator.bus.ids import MAX_CHANNEL_ID
+from emulator.bus.opening import event_connection, signal_problem
 from emulator.bus.outbox import Route
 from emulator.bus.state import (
     BUS_STATE_VERSION,
@@ -107,6 +109,7 @@ def _save_contact(contact: Contact | None) -> SavedContact | None:
         int(contact.features),
         contact.client_id,
         contact.monitor_pages,
+        contact.interrupt_page,
     )
 
 
@@ -201,7 +204,7 @@ def restore(bus: BusHost, state: BusState) -> None:
     bus.ending = state.ending
     bus.outbox.route = bus.contact.route if bus.contact and bus.ending is None else None
     bus.outbox.held = None if state.held is None else list(state.held)
-    bus.table.guest_chooses_signals = bus.contact is not None and chooses_signals(bus.contact)
+    bus.table.follow(bus.contact)
 
 
 class Restoring:
@@ -306,8 +309,18 @@ def _connection_problems(bus: BusHost, state: BusState) -> Iterator[str]:
             contact.features and contact.version < Version.COPPER
         ):
             yield f"features {contact.features:#x} were granted, which this host never grants"
-        if contact.monitor_pages is not None and not all(contact.monitor_pages):
-            yield "a monitor page is at address 0"
+        if contact.monitor_pages is not None:
+            for page in contact.monitor_pages:
+                if problem := page_problem("monitor page", page, bus.is_ram):
+                    yield problem
+        if (contact.interrupt_page is not None) != (contact.version < Version.WIN8):
+            yield "the version and the interrupt page of the guest contradict each other"
+        elif contact.interrupt_page is not None and not bus.config.bit_pages:
+            yield NO_BIT_PAGES
+        elif contact.interrupt_page is not None and (
+            problem := page_problem("interrupt page", contact.interrupt_page, bus.is_ram)
+        ):
+            yield problem
     if state.contact is not None and state.contact.verdict is not Verdict.ACCEPTED:
         yield "there is a connection that was refused"
     owes_version = state.ending is Ending.VERSION_RESPONSE
@@ -329,15 +342,20 @@ def _signal_problems(bus: BusHost, state: BusState) -> Iterator[str]:
     asked = state.contact is not None and bool(
         state.contact.features & FeatureFlags.GUEST_SPECIFIED_SIGNAL_PARAMETERS
     )
+    taken: dict[int, int] = {}
     for channel in bus.table:
         for request in (channel.open, channel.reopen):
             if request is None:
                 continue
             params = request.params
-            if problem := bus.table.signal_problem(
-                channel, params.connection_id, params.event_flag
-            ):
+            holder = taken.setdefault(params.connection_id, channel.channel_id)
+            if problem := signal_problem(params.connection_id, params.event_flag):
                 yield f"{channel.offer.key}: {problem}"
+            elif holder != channel.channel_id:
+                yield (
+                    f"{channel.offer.key}: channel {holder} has connection "
+                    f"{params.connection_id:#x}"
+                )
             if not asked and params.event_flag != channel.channel_id:
                 yield f"{channel.offer.key}: event flag {params.event_flag} was not asked for"
 
@@ -354,6 +372,7 @@ def _load_contact(saved: SavedContact | None) -> Contact | None:
         FeatureFlags(saved.features),
         saved.client_id,
         saved.monitor_pages,
+        saved.interrupt_page,
     )
 
 

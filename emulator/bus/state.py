@@ -104,6 +104,7 @@ class SavedContact(Saved, frozen=True):
     features: U32 = 0
     client_id: UUID = NO_CLIENT
     monitor_pages: tuple[U64, U64] | None = None
+    interrupt_page: U64 | None = None
 
 
 class BusState(Saved, frozen=True):

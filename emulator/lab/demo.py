@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from emulator.machine.config import DeviceConfig, MachineConfig
+from emulator.machine.config import OLDEST_OF_LINUX, DeviceConfig, MachineConfig
 from emulator.machine.vm import VirtualMachine
 
 PROBE: Final = DeviceConfig("probe", "probe")
@@ -64,7 +64,15 @@ class Report:
 async def run_demo(
     config: MachineConfig, *, qemu: Path, folder: Path, rounds: int, say: Say
 ) -> Report:
-    """Run the main job with snapshot and logs under ``folder``; raises what the machine raises."""
+    """Run the main job with snapshot and logs under ``folder``; raises what the machine raises.
+
+    Raises :class:`DemoError` for a version that its guest does not speak.
+    """
+    if config.max_version < OLDEST_OF_LINUX:
+        raise DemoError(
+            f"VMBus {config.max_version} is older than what Linux speaks; "
+            f"allow {OLDEST_OF_LINUX} or newer"
+        )
     report = Report()
     snapshot = folder / "snapshot"
     await _first_life(config, qemu, folder, snapshot, report, say)

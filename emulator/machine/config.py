@@ -14,6 +14,8 @@ from emulator.wire.version import Version
 
 MAX_POLL_US: Final = 10_000
 """More would be busy waiting: of a core, all."""
+OLDEST_OF_LINUX: Final = Version.WIN8
+"""The oldest version in ``vmbus_versions[]`` of Linux since 6.0 (drivers/hv/connection.c)."""
 
 
 def version_named(text: str) -> Version:

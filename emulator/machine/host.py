@@ -13,6 +13,7 @@ was refused.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 import os
 from collections import deque
@@ -41,6 +42,7 @@ from emulator.bus import (
     RestoreMismatch,
     SendMessage,
 )
+from emulator.bus.pages import SHARED_EVENT_FLAG
 from emulator.devices import Device, DeviceState, DeviceStateError, make_device
 from emulator.kmcl import KmclError, OfferParams, ServerChannel
 from emulator.link import Post, Region, Session, StateRefused, Status
@@ -48,7 +50,8 @@ from emulator.machine.config import HostConfig
 from emulator.machine.doorbells import add_doorbell, poll_for, remove_doorbell
 from emulator.machine.guestlog import vm_logger
 from emulator.machine.inspect import MessageMeter
-from emulator.memory import GpaError, GuestMemory, MemoryMapError, PageView, RamRegion
+from emulator.machine.signals import GuestSignals
+from emulator.memory import ATOMIC, GpaError, GuestMemory, MemoryMapError, PageView, RamRegion
 from emulator.ring import IncomingRing, OutgoingRing
 from emulator.wire.ntstatus import NtStatus
 from emulator.wire.packet import GpaRange
@@ -129,11 +132,16 @@ class VmbusHost:
         self.messages = MessageMeter()
         self.frontend_gone: Callable[[], None] = lambda: None
         """Called when a connection to QEMU has ended and the guest is forgotten."""
-        self._bus = BusHost(self._config.bus)
+        self._signals = GuestSignals(self._memory)
+        self._bus = self._make_bus()
         self._slots = _Slots()
         self.devices: dict[str, Device] = self._make_devices()
         for device in self.devices.values():
             device.power_on()
+
+    def _make_bus(self) -> BusHost:
+        config = dataclasses.replace(self._config.bus, bit_pages=ATOMIC)
+        return BusHost(config, self._signals.is_ram)
 
     def _make_devices(self) -> dict[str, Device]:
         return {
@@ -292,7 +300,7 @@ class VmbusHost:
             raise StateRefused(f"the VMBus state cannot be read: {error}") from error
         self._check(saved)
         old = (self._bus, self._slots, self.devices)
-        self._bus, self._slots = BusHost(self._config.bus), _Slots()
+        self._bus, self._slots = self._make_bus(), _Slots()
         try:
             self._restoring = {
                 channel.key: channel.open for channel in self._bus.restore(saved.bus)
@@ -340,6 +348,7 @@ class VmbusHost:
 
     def loaded(self) -> None:
         """Register the restored channels with the frontend."""
+        self._signals.follow(self._bus.pages, self._session)
         for slot in self._slots.by_key.values():
             if slot.params is not None:
                 self._register(slot, slot.params)
@@ -406,8 +415,11 @@ class VmbusHost:
     def signal(self, channel: ServerChannel) -> None:
         """Interrupt the guest on the channel's event flag."""
         channel.traffic.meter.interrupts += 1
-        interrupt = self._slots.by_channel[channel].interrupt
+        slot = self._slots.by_channel[channel]
+        interrupt = slot.interrupt
         if interrupt >= 0:
+            if self._signals.shares_interrupt and slot.params is not None:
+                self._signals.interrupt(slot.params.channel_id)
             # contextlib.suppress costs as much as the system call does.
             try:  # noqa: SIM105
                 os.eventfd_write(interrupt, 1)
@@ -446,6 +458,7 @@ class VmbusHost:
         self._pumping = True
         try:
             while effects := self._bus.take_effects():
+                self._signals.follow(self._bus.pages, self._session)
                 for effect in effects:
                     self._carry_out(effect)
         finally:
@@ -540,6 +553,7 @@ class VmbusHost:
 
         slot.registered = True
         add_doorbell(doorbell, slot.channel.port_doorbell)
+        self._signals.add(params.channel_id, slot.channel.port_doorbell)
         self._session.add_doorbell(params.connection_id, doorbell, registered)
         self._move(slot, params.target_vp)
 
@@ -553,7 +567,7 @@ class VmbusHost:
             slot.params.channel_id,
             target_vp,
             slot.params.target_sint,
-            slot.params.event_flag,
+            SHARED_EVENT_FLAG if self._signals.shares_interrupt else slot.params.event_flag,
             slot.interrupt,
         )
 
@@ -573,6 +587,8 @@ class VmbusHost:
     def _release(self, slot: _Slot) -> None:
         """Drop what an open channel has; idempotent."""
         params, slot.params = slot.params, None
+        if params is not None:
+            self._signals.remove(params.channel_id)
         if slot.doorbell >= 0:
             remove_doorbell(slot.doorbell)
             os.close(slot.doorbell)

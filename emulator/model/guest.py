@@ -19,6 +19,8 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 PAGE = 4096
+MONITOR_PAGES = (0x1000, 0x2000)
+INTERRUPT_PAGE = 0x3000
 NO_VP = 0xFFFFFFFF
 SUCCESS = 0
 
@@ -144,7 +146,7 @@ class ModelGuest:
         os.ftruncate(self.ram_fd, pages * PAGE)
         self.ram = mmap.mmap(self.ram_fd, pages * PAGE)
         # Not in order, so that nobody gets away with contiguous pages.
-        self.free_pages = [pfn for odd in (1, 0) for pfn in range(1, pages) if pfn % 2 == odd]
+        self.free_pages = [pfn for odd in (1, 0) for pfn in range(4, pages) if pfn % 2 == odd]
         self.pages_freed: Callable[[list[int]], None] = lambda pfns: None
         self.heard: list[Heard] = []
         self.next_gpadl, self.next_open = 0xE1E10, 1
@@ -165,6 +167,7 @@ class ModelGuest:
         self.modifying: list[int] = []
         self.features = self.features_asked = 0
         self.pausing = self.paused = False
+        self.interrupt_page = 0
 
     def close(self) -> None:
         """Give RAM back."""
@@ -185,7 +188,8 @@ class ModelGuest:
         sint: int = 2,
         vtl: int = 0,
         port: int | None = None,
-        monitors: tuple[int, int] = (0x1000, 0x2000),
+        monitors: tuple[int, int] = MONITOR_PAGES,
+        interrupt_page: int = INTERRUPT_PAGE,
         client_id: bytes = b"",
         features: int = 0,
     ) -> None:
@@ -197,11 +201,12 @@ class ModelGuest:
         info = (
             bytes([sint, vtl, 0, 0]) + u32(features)
             if named and self.port == 4
-            else u64(0x3000)  # the interrupt page
+            else u64(interrupt_page)
         )
         # Where the answer has to arrive.
         usable = sint if named and self.port == 4 and 0 < sint < 16 else 2
         self.target = (vp if version >= 0x30000 else 0, usable)
+        self.interrupt_page = interrupt_page
         self.contacting = True
         self.features_asked = features
         self.post(INITIATE_CONTACT, u32(version, vp) + info + u64(*monitors) + client_id)
@@ -324,6 +329,29 @@ class ModelGuest:
         self.unloading = True
         self.paused = False
         self.post(UNLOAD)
+        if self.version < 0x10001:
+            # There is no answer; a guest so old takes its memory back some time later.
+            self.forget()
+
+    # The interrupt page, below 2.4: its first half is the host's to set, the second one ours.
+
+    @property
+    def shares_interrupt(self) -> bool:
+        return self.version < 0x20004
+
+    def set_bit(self, channel_id: int) -> None:
+        """Mark a channel for the host, before the event."""
+        self.ram[self.interrupt_page + 2048 + channel_id // 8] |= 1 << channel_id % 8
+
+    def take_bits(self) -> list[int]:
+        """Take the channels that the host has marked, as vmbus_chan_sched() of Linux does."""
+        taken = []
+        for channel_id in range(256):
+            at, bit = self.interrupt_page + channel_id // 8, 1 << channel_id % 8
+            if self.ram[at] & bit:
+                self.ram[at] &= ~bit
+                taken.append(channel_id)
+        return taken
 
     # What the guest hears.
 
@@ -364,7 +392,8 @@ class ModelGuest:
     def _offer(self, heard: Heard) -> None:
         self._rule(self.connected and self.offers_asked, "offers come when asked for")
         channel_id = heard["channel_id"]
-        self._rule(0 < channel_id < 2048, "a channel id fits the event flags")
+        limit = 256 if self.shares_interrupt else 2048
+        self._rule(0 < channel_id < limit, "a channel id fits the event flags")
         self._rule(channel_id not in self.channels, "a channel id is not in use")
         self._rule(heard["connection_id"] == self.target[1] << 12 | channel_id, "event connection")
         self._rule(heard["is_dedicated"] == 1, "interrupts are dedicated")
@@ -423,6 +452,7 @@ class ModelGuest:
 
     def _unload_complete(self, _: Heard) -> None:
         self._rule(self.unloading, "unload complete answers an unload")
+        self._rule(self.version >= 0x10001, "unload complete is not of the first version")
         for channel in self.channels.values():
             for gpadl in channel.gpadls.values():
                 self.pages_freed(gpadl.pfns)

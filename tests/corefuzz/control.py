@@ -22,6 +22,7 @@ import msgspec
 
 from emulator.bus import BusConfig, BusHost, BusState, GuestError, SendMessage
 from emulator.bus.contact import VMBUS_SINT
+from emulator.model.guest import INTERRUPT_PAGE
 from emulator.wire import messages as m
 from emulator.wire.version import GRANTED_FEATURES, Version
 from tests.corefuzz.source import Source
@@ -133,7 +134,7 @@ def _message(source: Source) -> bytes:
                 "<IIQQQ",
                 source.word(_VERSIONS),
                 source.word((0, 1, 0xFFFF_FFFF)),
-                source.word((2, 2, 0x102, 0, 16, 5, 0xFF_0000_0002), 8),
+                source.word((2, 2, 0x102, 0, 16, 0x3000, 0xFF_0000_0002), 8),
                 source.word((0, 0, 0x1000), 8),
                 source.word((0, 0, 0x2000), 8),
             ) + source.take(source.word((0, 0, 16, 7), 1) % 64)
@@ -150,7 +151,7 @@ def _message(source: Source) -> bytes:
 
 
 def _contact(version: Version, source: Source) -> bytes:
-    info = VMBUS_SINT if version > Version.WIN10 else 0
+    info = VMBUS_SINT if version > Version.WIN10 else INTERRUPT_PAGE
     if version >= Version.COPPER:
         # What it asks for of the features: nothing, what is granted, everything.
         info |= source.choice((0, int(GRANTED_FEATURES), 0xFF)) << 32
@@ -182,7 +183,7 @@ def control(data: bytes) -> None:
             rig.offer(offer(number))
         if source.below(4):
             # As a rule there is a guest that has got as far as its drivers.
-            version = source.choice((Version.COPPER, Version.IRON, Version.WIN8))
+            version = source.choice((Version.COPPER, Version.IRON, Version.WIN8, Version.V1))
             rig.say(4 if version > Version.WIN10 else 1, _contact(version, source))
             rig.say(4, m.RequestOffers().pack())
         while source.more:

@@ -20,6 +20,8 @@ from tests.model import frontend as fe
 from tests.model.frontend import ModelFrontend
 
 PAGES = 4096
+SHARED_CONNECTION = 2
+"""The event connection of all channels, below 2.4."""
 
 
 @dataclass
@@ -49,6 +51,10 @@ class ModelMachine:
             self.frontend._sock = sock
         self.doorbells: dict[int, int] = {}
         self.interrupts: dict[int, int] = {}
+        self.targets: dict[int, tuple[int, int, int]] = {}
+        """VP, SINT and event flag of each interrupt."""
+        self.marked: set[int] = set()
+        """Channels that the host has marked in the interrupt page, and that were not looked at."""
 
     def close(self) -> None:
         self.frontend.close()
@@ -82,7 +88,10 @@ class ModelMachine:
                 self.doorbells[got.words[0]] = got.fds[0]
                 self.frontend.status(fe.REPLY, got.cookie)
             case fe.ADD_INTERRUPT:
+                if (old := self.interrupts.pop(got.words[0], None)) is not None:
+                    os.close(old)
                 self.interrupts[got.words[0]] = got.fds[0]
+                self.targets[got.words[0]] = (got.words[1], got.words[2], got.words[3])
                 self.frontend.status(fe.REPLY, got.cookie)
             case fe.DEL_DOORBELL:
                 os.close(self.doorbells.pop(got.words[0]))
@@ -118,17 +127,36 @@ class ModelMachine:
 
     def ring_doorbell(self, channel_id: int) -> None:
         """Signal the host (HvSignalEvent)."""
-        os.eventfd_write(self.doorbells[self._doorbell(channel_id)], 1)
+        if self.guest.shares_interrupt:
+            self.guest.set_bit(channel_id)
+            os.eventfd_write(self.doorbells[SHARED_CONNECTION], 1)
+        else:
+            os.eventfd_write(self.doorbells[self._doorbell(channel_id)], 1)
+
+    async def interrupted(self, channel_id: int) -> None:
+        """Wait for the host's signal."""
+        interrupt = self.interrupts[channel_id]
+        await _readable(interrupt)
+        os.eventfd_read(interrupt)
+        if self.guest.shares_interrupt:
+            # All channels have one event flag; the page says whose it is.
+            assert self.targets[channel_id] == (0, 2, 0)
+            self.marked.update(self.guest.take_bits())
+            self.marked.remove(channel_id)
+        else:
+            assert self.targets[channel_id][2] == channel_id
 
     async def ask(self, channel: OpenChannel, *packets: bytes) -> RawPacket:
         """Write requests, ring, and return the first packet that the host sends back."""
         assert channel.writer.put(*packets) is not None
         self.ring_doorbell(channel.channel_id)
-        interrupt = self.interrupts[channel.channel_id]
+        return await self.answer(channel)
+
+    async def answer(self, channel: OpenChannel) -> RawPacket:
+        """Return the next packet that the host sends."""
         while (taken := channel.reader.take()) is None:
             channel.reader.ring.run(channel.reader.idle_steps())
-            await _readable(interrupt)
-            os.eventfd_read(interrupt)
+            await self.interrupted(channel.channel_id)
         return taken[0]
 
     def _pages(self, pfns: list[int]) -> list[memoryview]:

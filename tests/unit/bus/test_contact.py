@@ -11,16 +11,17 @@ from emulator.bus import (
     BusDisconnected,
     BusHost,
     GuestError,
+    Offer,
     SendMessage,
 )
-from emulator.model import guest as model
+from emulator.bus.pages import SignalPages
 from emulator.wire.version import Version
 from tests.unit.bus.rig import Rig, key, offer
 
-SPOKEN = [version for version in Version if version >= Version.WIN8]
+OLD = [Version.V1, Version.WIN7]
 
 
-@pytest.mark.parametrize("version", SPOKEN)
+@pytest.mark.parametrize("version", Version)
 def test_a_version_is_negotiated(rig: Rig, version: Version) -> None:
     rig.offer(offer(1))
     rig.guest.connect(version)
@@ -30,13 +31,13 @@ def test_a_version_is_negotiated(rig: Rig, version: Version) -> None:
     assert rig.errors == []
 
 
-@pytest.mark.parametrize("version", [Version.V1, Version.WIN7, 0x60001, 0x50004, 0, 0xFFFFFFFF])
+@pytest.mark.parametrize("version", [0x60001, 0x50004, 0x10000, 0, 0xFFFFFFFF])
 def test_another_version_is_refused(rig: Rig, version: int) -> None:
     rig.guest.contact(version)
     assert rig.guest.last["supported"] == 0
     assert not rig.guest.connected
     # One too new is no fault: that is how guests find out.
-    assert ["2.4 to 6.0 are" in error for error in rig.errors] == [True] * (version < 0x20004)
+    assert ["0.13 to 6.0 are" in error for error in rig.errors] == [True] * (version < 0x0D)
     rig.guest.request_offers()
     assert "without a connection" in rig.errors[-1]
 
@@ -252,12 +253,10 @@ def test_guest_reboots(rig: Rig) -> None:
 
 
 def test_versions_this_host_cannot_speak_cannot_be_configured() -> None:
-    with pytest.raises(ValueError, match=r"2\.4 to 6\.0"):
-        BusConfig(max_version=Version.V1)
-    with pytest.raises(ValueError, match=r"2\.4 to 6\.0"):
-        BusConfig(min_version=Version.V1)
+    with pytest.raises(ValueError, match=r"0\.13 to 6\.0"):
+        BusConfig(min_version=Version.WIN8, max_version=Version.WIN7)
     with pytest.raises(ValueError, match="restored"):
-        BusConfig(max_restored_version=Version.V1)
+        BusConfig(min_version=Version.WIN8, max_restored_version=Version.WIN7)
 
 
 def test_a_guest_of_a_host_before_this_one_may_leave() -> None:
@@ -272,6 +271,88 @@ def test_a_guest_of_a_host_before_this_one_may_leave() -> None:
     assert sent[1].payload == model.u32(model.UNLOAD_COMPLETE, 0)
     errors = [effect.text for effect in effects if isinstance(effect, GuestError)]
     assert ["without a connection" in error for error in errors] == [True] * 3
+
+
+# Below 2.4: one event flag and one event connection for all channels, and an interrupt page.
+
+
+@pytest.mark.parametrize("version", OLD)
+def test_below_2_4_there_is_an_interrupt_page(rig: Rig, version: Version) -> None:
+    rig.offer(offer(1))
+    rig.guest.contact(version, interrupt_page=0x7000)
+    assert rig.guest.last["word"] == version
+    assert rig.bus.pages == SignalPages(interrupt=0x7000, monitor=0x2000)
+    rig.guest.request_offers()
+    # "Prior to win8, incoming channel interrupts would only be delivered on cpu 0": the field of
+    # the target VP was for something else.
+    ring = rig.guest.make_gpadl(1, 8)
+    rig.guest.open_channel(1, ring.gpadl_id, target_vp=0xABCD)
+    rings = rig.owners[key(1)].rings
+    assert rings is not None
+    assert (rings.target_vp, rings.target_sint, rings.connection_id) == (0, 2, 0x2001)
+    rig.guest.contact(Version.WIN8, interrupt_page=0x7000)
+    assert rig.bus.pages == SignalPages(monitor=0x2000)
+    rig.guest.request_offers()
+    rig.guest.open_channel(1, rig.guest.make_gpadl(1, 8).gpadl_id, target_vp=3)
+    rings = rig.owners[key(1)].rings
+    assert rings is not None
+    assert rings.target_vp == 3
+    rig.guest.unload()
+    assert rig.bus.pages == SignalPages()
+    assert rig.errors == []
+
+
+def test_below_2_4_a_refusal_has_no_state(rig: Rig) -> None:
+    rig.guest.contact(Version.WIN7, monitors=(0x1000, 0))
+    assert (rig.guest.last["supported"], rig.guest.last["state"]) == (0, 0)
+    assert "one monitor page" in rig.errors[0]
+    assert rig.bus.pages == SignalPages()
+
+
+@pytest.mark.parametrize("version", OLD)
+def test_at_0_13_an_unload_has_no_answer(slow: Rig, version: Version) -> None:
+    slow.offer(offer(1))
+    slow.guest.connect(version)
+    slow.guest.make_gpadl(1, 3)
+    mark = len(slow.guest.heard)
+    slow.guest.unload()
+    slow.answer_all()
+    assert slow.guest.since(mark) == ([] if version == Version.V1 else [model.UNLOAD_COMPLETE])
+    slow.guest.connect(version)
+    assert list(slow.guest.channels) == [1]
+    assert slow.errors == []
+
+
+def test_below_2_4_channels_without_a_bit_are_not_offered(rig: Rig) -> None:
+    for number in range(1, 301):
+        rig.offer(Offer(key(number)))
+    rig.guest.connect(Version.WIN7)
+    assert list(rig.guest.channels) == list(range(1, 256))
+    assert rig.guest.last.type == model.ALL_OFFERS_DELIVERED
+    assert rig.errors == [
+        "45 channels are not offered: a guest of this VMBus version hears of channels up to 255"
+    ]
+    rig.offer(Offer(key(301)))
+    rig.rescind(key(300))
+    assert len(rig.guest.channels) == 255
+    assert len(rig.errors) == 2
+    rig.guest.connect(Version.WIN8)
+    assert len(rig.guest.channels) == 300
+
+
+@pytest.mark.parametrize("gpa", [0, 0x7008, 0x9000])
+def test_a_page_that_is_not_the_guests_memory(gpa: int) -> None:
+    rig = Rig()
+    rig.bus = BusHost(BusConfig(), is_ram=lambda page: page < 0x9000)
+    rig.guest.contact(Version.V1, interrupt_page=gpa)
+    assert rig.guest.last["supported"] == 0
+    assert f"interrupt page is at {gpa:#x}" in rig.errors[0]
+    # From 2.4 on the page is no page, and monitor pages are nothing that a guest cannot do without.
+    rig.guest.contact(Version.WIN10, interrupt_page=gpa, monitors=(gpa or 0x7008, 0x2000))
+    assert rig.guest.connected
+    assert "monitor page is at" in rig.errors[1]
+    assert rig.bus.pages == SignalPages()
+    rig.close()
 
 
 def test_a_contact_from_a_second_sint(rig: Rig) -> None:

@@ -122,6 +122,7 @@ def test_signal_parameters_are_restored(rig: Rig) -> None:
         ((0x5000, 0x6000), 0, (0x5000, 0x6000)),
         ((0, 0), 0, None),
         ((0x5000, 0), 2, (0x1000, 0x2000)),
+        ((0x5000, 0x6001), 2, (0x1000, 0x2000)),
     ],
 )
 def test_monitor_pages_change(
@@ -210,7 +211,9 @@ def test_a_pause_or_resume_out_of_turn_is_the_guests_fault(rig: Rig) -> None:
         ({"features": 0x10}, "never grants"),
         ({"version": 0x50003}, "never grants"),
         ({"features": 0x0F}, "cannot have paused"),
-        ({"monitor_pages": (0x1000, 0)}, "a monitor page is at address 0"),
+        ({"interrupt_page": 0x1000}, "version and the interrupt page"),
+        ({"version": Version.WIN7, "features": 0}, "version and the interrupt page"),
+        ({"monitor_pages": (0x1000, 0)}, "monitor page is at 0x0"),
     ],
 )
 def test_a_state_that_contradicts_its_features_is_refused(

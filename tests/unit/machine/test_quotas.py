@@ -14,7 +14,7 @@ import pytest
 import pytest_asyncio
 
 from emulator.bus import BusConfig
-from emulator.bus.channels import MAX_CHANNEL_ID
+from emulator.bus.ids import MAX_CHANNEL_ID
 from emulator.kmcl import KmclError
 from emulator.kmcl.config import DEFAULT_TRANSACTION_QUOTA
 from emulator.link import Session

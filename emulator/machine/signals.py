@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: MIT
+"""Signals that guest and host give by bits in a page, and not by an event of each channel.
+
+Below VMBus 2.4 all channels share one event flag and one event connection, and bits in the
+interrupt page say whose the event is. ``emulator.bus.pages`` has the pages and their rules; this
+file gives them their eventfds and asks the channels to look.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+from emulator.bus.pages import EVENT_CONNECTION, InterruptPage, SignalPages
+from emulator.link import Session, Status
+from emulator.machine.doorbells import add_doorbell, remove_doorbell
+from emulator.memory import GpaError, GuestMemory
+from emulator.wire.packet import PAGE_SIZE
+
+
+class GuestSignals:
+    """The pages of bits of one guest, and the open channels that they are for."""
+
+    def __init__(self, memory: GuestMemory) -> None:
+        """Start without a guest; its pages are in ``memory``."""
+        self._memory = memory
+        self._pages = SignalPages()
+        self._interrupts: InterruptPage | None = None
+        self.shares_interrupt = False
+        """Whether the guest looks at one event flag only, and then at the interrupt page."""
+        self._doorbell = -1
+        self._channels: dict[int, Callable[[], None]] = {}
+
+    def is_ram(self, gpa: int) -> bool:
+        """Whether the page at ``gpa`` is the guest's memory."""
+        try:
+            self._memory.slices(gpa, PAGE_SIZE)
+        except GpaError:
+            return False
+        return True
+
+    def interrupt(self, channel_id: int) -> None:
+        """Say in the interrupt page, if there is one, that the event that follows is for this
+        channel.
+        """
+        if self._interrupts is not None:
+            self._interrupts.set(channel_id)
+
+    def add(self, channel_id: int, rung: Callable[[], None]) -> None:
+        """Call ``rung`` when the guest signals this channel by a bit."""
+        self._channels[channel_id] = rung
+
+    def remove(self, channel_id: int) -> None:
+        """Forget a channel; idempotent."""
+        self._channels.pop(channel_id, None)
+
+    def follow(self, pages: SignalPages, session: Session | None) -> None:
+        """Use ``pages`` from now on, and no others; the guest has just named or left them."""
+        if pages == self._pages:
+            return
+        before, self._pages = self._pages, pages
+        if pages.interrupt != before.interrupt:
+            self._leave_interrupt_page(session)
+            if pages.interrupt is not None:
+                self._use_interrupt_page(pages.interrupt, session)
+
+    def _use_interrupt_page(self, gpa: int, session: Session | None) -> None:
+        self._interrupts = InterruptPage(self._memory.pages([gpa // PAGE_SIZE]))
+        self.shares_interrupt = True
+        if session is None:
+            return
+        self._doorbell = doorbell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+
+        def registered(status: Status) -> None:
+            # A signal that came before the registration was lost: look once.
+            if status is Status.DONE and doorbell == self._doorbell:
+                self._scan_interrupt_page()
+
+        add_doorbell(doorbell, self._scan_interrupt_page)
+        session.add_doorbell(EVENT_CONNECTION, doorbell, registered)
+
+    def _leave_interrupt_page(self, session: Session | None) -> None:
+        self._interrupts = None
+        self.shares_interrupt = False
+        if self._doorbell < 0:
+            return
+        remove_doorbell(self._doorbell)
+        os.close(self._doorbell)
+        self._doorbell = -1
+        if session is not None:
+            session.del_doorbell(EVENT_CONNECTION)
+
+    def _scan_interrupt_page(self) -> None:
+        if self._interrupts is None or not self._channels:
+            return
+        # All bits first: what a channel does when it looks may end the connection.
+        for channel_id in [*self._interrupts.take(max(self._channels))]:
+            if (rung := self._channels.get(channel_id)) is not None:
+                rung()
