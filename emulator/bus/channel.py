@@ -109,6 +109,7 @@ class Channel:
     """One channel. ``open`` is set while the owner has the rings, ``reopen`` in CLOSING_REOPEN.
 
     ``close_answer`` is where CloseReservedChannelResponse goes when the owner has let go of them.
+    ``monitor_id`` is the trigger that the guest has been offered, while it knows the channel.
     """
 
     offer: Offer
@@ -117,6 +118,7 @@ class Channel:
     open: OpenRequest | None = None
     reopen: OpenRequest | None = None
     close_answer: Route | None = None
+    monitor_id: int | None = None
 
     def __str__(self) -> str:
         """Describe the channel for people."""

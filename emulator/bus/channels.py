@@ -22,7 +22,7 @@ from emulator.bus.effects import (
     OfferKey,
 )
 from emulator.bus.gpadl import GpadlPhase
-from emulator.bus.ids import MAX_CHANNEL_ID, MAX_SHARED_CHANNEL_ID, channel_id_of
+from emulator.bus.ids import MAX_CHANNEL_ID, MAX_SHARED_CHANNEL_ID, channel_id_of, free_monitor_id
 from emulator.bus.opening import NO_VP, Opening, OpenRefused, event_connection
 from emulator.bus.outbox import Outbox, Route
 from emulator.bus.sharing import Sharing
@@ -43,6 +43,7 @@ class Channels:
         self.ids: dict[OfferKey, int] = {}
         self.opening = Opening(sharing, self.table)
         self._last_offered = MAX_CHANNEL_ID
+        self._may_monitor = False
         self._sharing = sharing
         self._outbox = outbox
 
@@ -62,6 +63,7 @@ class Channels:
         self.opening.follow(contact)
         shares = contact is not None and contact.shares_interrupt
         self._last_offered = MAX_SHARED_CHANNEL_ID if shares else MAX_CHANNEL_ID
+        self._may_monitor = contact is not None and contact.monitor_pages is not None
 
     # The owners' calls.
 
@@ -94,6 +96,11 @@ class Channels:
         assert self._outbox.route is not None
         channel.state = ChannelState.CLOSED
         offer = channel.offer
+        # One the guest let go of and is told of again gets a trigger anew.
+        channel.monitor_id = None
+        if offer.monitored and self._may_monitor:
+            channel.monitor_id = free_monitor_id(self.table.values())
+        monitored = channel.monitor_id is not None
         self._outbox.send(
             m.OfferChannel(
                 interface_id=offer.key.interface,
@@ -104,8 +111,8 @@ class Channels:
                 subchannel_index=offer.key.subchannel_index,
                 mmio_megabytes_optional=offer.mmio_megabytes_optional,
                 channel_id=channel.channel_id,
-                monitor_id=NO_MONITOR,
-                monitor_allocated=0,
+                monitor_id=NO_MONITOR if channel.monitor_id is None else channel.monitor_id,
+                monitor_allocated=int(monitored),
                 is_dedicated=1,
                 connection_id=event_connection(channel.channel_id, self._outbox.route.sint),
             )

@@ -30,13 +30,18 @@ class OfferKey:
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """A channel to be offered. ``user_defined`` at most 120 bytes; MMIO in MiB."""
+    """A channel to be offered. ``user_defined`` at most 120 bytes; MMIO in MiB.
+
+    With ``monitored`` the guest is asked to signal it by a bit in its monitor page, if it has one
+    and there is a trigger left. This is not a part of what the guest knows a channel by.
+    """
 
     key: OfferKey
     user_defined: bytes = b""
     flags: int = 0
     mmio_megabytes: int = 0
     mmio_megabytes_optional: int = 0
+    monitored: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +50,8 @@ class OpenParams:
 
     ``ring_pfns`` are the pages of both rings, the guest's first; ``downstream_page_offset`` is the
     index of the first page of the host's. ``target_vp`` is None for a channel without interrupt.
+    ``monitor_id`` is the trigger that the guest may set instead of a signal, if it has been offered
+    one.
     """
 
     channel_id: int
@@ -56,6 +63,7 @@ class OpenParams:
     user_data: bytes
     connection_id: int
     event_flag: int
+    monitor_id: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,12 +1,16 @@
 # SPDX-License-Identifier: MIT
-"""Channel ids: given once for a key, and kept for as long as the host lives."""
+"""Channel ids, given once for a key and kept for as long as the host lives; and monitor ids, which
+a channel has while the guest knows it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Iterable
 from typing import Final
 
+from emulator.bus.channel import Channel
 from emulator.bus.effects import OfferKey
+from emulator.bus.pages import MONITOR_IDS
 
 MAX_CHANNEL_ID: Final = 2047
 """Event flags are a bitmap of 2,048 bits, and bit 0 is reserved."""
@@ -30,3 +34,9 @@ def channel_id_of(key: OfferKey, ids: dict[OfferKey, int], in_use: Container[Off
         number = ids.pop(stale)
     ids[key] = number
     return number
+
+
+def free_monitor_id(channels: Iterable[Channel]) -> int | None:
+    """Return a monitor id that the guest knows of no channel; None when all are given."""
+    given = {channel.monitor_id for channel in channels if channel.state.guest_knows}
+    return next((number for number in range(MONITOR_IDS) if number not in given), None)

@@ -81,6 +81,7 @@ class Opening:
                 user_data=message.user_data,
                 connection_id=connection_id,
                 event_flag=event_flag,
+                monitor_id=channel.monitor_id,
             ),
             reserved,
         )

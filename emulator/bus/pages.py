@@ -17,7 +17,12 @@ EVENT_CONNECTION: Final = 2
 """The one event connection of versions below 2.4 (Linux, VMBUS_EVENT_CONNECTION_ID)."""
 SHARED_EVENT_FLAG: Final = 0
 """The one event flag that those guests look at (Linux 5.4, vmbus_isr())."""
+MONITOR_IDS: Final = 128
+MONITORS_IN_GROUP: Final = 32
 _WORD_BITS: Final = 32
+_TRIGGER_GROUPS: Final = 8
+_LATENCIES: Final = 576
+"""Offsets in HV_MONITOR_PAGE (TLFS; Linux, struct hv_monitor_page)."""
 _TO_HOST: Final = 2048
 """Offset of the half that is the guest's to set (Linux, vmbus_connect(): send_int_page)."""
 
@@ -63,3 +68,25 @@ def _take(page: PageView, offset: int, first: int) -> Iterator[int]:
         lowest = bits & -bits
         yield first + lowest.bit_length() - 1
         bits ^= lowest
+
+
+class MonitorPage:
+    """The guest's monitor page (HV_MONITOR_PAGE): 128 triggers in 4 groups, set by the guest.
+
+    A trigger is a notification that need not come at once: the guest sets a bit, which costs it no
+    hypercall, and who is to be notified looks at the page from time to time. Linux' writers set the
+    bits in ``pending`` only (vmbus_setevent()) and never those in ``armed``, by which one
+    hypervisor keeps a trigger back for its latency.
+    """
+
+    def __init__(self, page: PageView) -> None:
+        """Use one page of guest memory."""
+        self._page = page
+
+    def take(self, group: int) -> Iterator[int]:
+        """Return the monitor ids of a group of 32 that were triggered."""
+        return _take(self._page, _TRIGGER_GROUPS + 8 * group, MONITORS_IN_GROUP * group)
+
+    def set_latency(self, monitor_id: int, latency: int) -> None:
+        """Tell the guest how often a trigger is looked at, in units of 100 ns, up to 6.5 ms."""
+        self._page.write(_LATENCIES + 2 * monitor_id, min(latency, 0xFFFF).to_bytes(2, "little"))

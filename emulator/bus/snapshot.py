@@ -12,6 +12,7 @@ contradicts itself is refused before the guest runs, and not when the guest trip
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -154,6 +155,9 @@ def _save_channel(channel: Channel) -> SavedChannel:
         open=_save_open(channel.open),
         reopen=_save_open(channel.reopen),
         close_answer=_save_route(channel.close_answer),
+        monitor_id=channel.monitor_id
+        if channel.state.guest_knows or channel.state.owner_has_rings
+        else None,
     )
 
 
@@ -233,6 +237,7 @@ class Restoring:
                 channel.offer, channel.state = offer, ChannelState.REOFFERED
             elif channel.state.guest_knows:
                 self._problems += _differences(channel.offer, offer)
+                channel.offer = dataclasses.replace(channel.offer, monitored=offer.monitored)
             else:
                 channel.offer = offer
             return True
@@ -343,7 +348,12 @@ def _signal_problems(bus: BusHost, state: BusState) -> Iterator[str]:
         state.contact.features & FeatureFlags.GUEST_SPECIFIED_SIGNAL_PARAMETERS
     )
     taken: dict[int, int] = {}
+    triggers: set[int] = set()
     for channel in bus.table:
+        if channel.monitor_id is not None and channel.state.guest_knows:
+            if channel.monitor_id in triggers:
+                yield f"{channel.offer.key}: another channel has monitor id {channel.monitor_id}"
+            triggers.add(channel.monitor_id)
         for request in (channel.open, channel.reopen):
             if request is None:
                 continue
@@ -411,13 +421,16 @@ def _load_channel(bus: BusHost, key: OfferKey, saved: SavedChannel) -> Channel:
         offer,
         channel_id,
         saved.state,
-        _load_open(bus, channel_id, saved.open),
-        _load_open(bus, channel_id, saved.reopen),
+        _load_open(bus, channel_id, saved.open, saved.monitor_id),
+        _load_open(bus, channel_id, saved.reopen, saved.monitor_id),
         _load_route(saved.close_answer),
+        saved.monitor_id,
     )
 
 
-def _load_open(bus: BusHost, channel_id: int, saved: SavedOpen | None) -> OpenRequest | None:
+def _load_open(
+    bus: BusHost, channel_id: int, saved: SavedOpen | None, monitor_id: int | None
+) -> OpenRequest | None:
     if saved is None:
         return None
     gpadl = bus.sharing.table.find(channel_id, saved.gpadl_id)
@@ -442,6 +455,7 @@ def _load_open(bus: BusHost, channel_id: int, saved: SavedOpen | None) -> OpenRe
             user_data=saved.user_data,
             connection_id=connection_id,
             event_flag=event_flag,
+            monitor_id=monitor_id,
         ),
         _load_route(saved.reserved),
     )

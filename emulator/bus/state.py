@@ -16,6 +16,7 @@ import msgspec
 from emulator.bus.channel import ChannelState, Ending
 from emulator.bus.contact import NO_CLIENT, SINT_COUNT, Verdict
 from emulator.bus.gpadl import GpadlPhase
+from emulator.bus.pages import MONITOR_IDS
 from emulator.wire.message import HEADER_SIZE, MAX_MESSAGE
 from emulator.wire.messages import USER_DEFINED_SIZE
 
@@ -27,6 +28,7 @@ U32 = Annotated[int, msgspec.Meta(ge=0, le=0xFFFF_FFFF)]
 U64 = Annotated[int, msgspec.Meta(ge=0)]
 Payload = Annotated[bytes, msgspec.Meta(min_length=HEADER_SIZE, max_length=MAX_MESSAGE)]
 Sint = Annotated[int, msgspec.Meta(ge=1, lt=SINT_COUNT)]
+MonitorId = Annotated[int, msgspec.Meta(ge=0, lt=MONITOR_IDS)]
 UserDefined = Annotated[bytes, msgspec.Meta(max_length=USER_DEFINED_SIZE)]
 
 
@@ -71,7 +73,8 @@ class SavedOpen(Saved, frozen=True):
 class SavedChannel(Saved, frozen=True):
     """One channel. ``open`` is set while its owner has the rings or is asked to take them;
     ``reopen`` is an open request that came while it was closing; ``close_answer`` VP and
-    SINT that the answer to CloseReservedChannel goes to.
+    SINT that the answer to CloseReservedChannel goes to; ``monitor_id`` the trigger that the guest
+    was offered.
     """
 
     key: SavedKey
@@ -80,6 +83,7 @@ class SavedChannel(Saved, frozen=True):
     open: SavedOpen | None
     reopen: SavedOpen | None
     close_answer: tuple[U32, Sint] | None = None
+    monitor_id: MonitorId | None = None
 
 
 class SavedGpadl(Saved, frozen=True):

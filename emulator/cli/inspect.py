@@ -133,7 +133,9 @@ def show_channel(channel: Channel) -> None:
         out.print(
             f"opened: open id {opened.open_id}, VP {_vp(opened.target_vp)}, SINT "
             f"{opened.target_sint}, event flag {opened.event_flag}, doorbell "
-            f"{opened.connection_id:#x}; rings in GPADL {opened.gpadl:#x}, the host's from page "
+            f"{opened.connection_id:#x}"
+            + (f" or trigger {opened.monitor_id}" if opened.monitor_id is not None else "")
+            + f"; rings in GPADL {opened.gpadl:#x}, the host's from page "
             f"{opened.downstream_page_offset}"
         )
     rings = table("ring", ">size", ">in", ">out", ">used", ">mask", ">pending", ">features")

@@ -26,11 +26,21 @@ def version_named(text: str) -> Version:
     return Version.named(text) if text else NEWEST_VERSION
 
 
+Latency = Annotated[int, msgspec.Meta(ge=100, le=6553)]
+"""Microseconds; a monitor page has 16 bits for it, in units of 100 ns."""
+
+
 class DeviceConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One VMBus device: a name that is unique in the machine, and a registered kind."""
+    """One VMBus device: a name that is unique in the machine, and a registered kind.
+
+    ``monitored_us`` names channels of it, by role, that the guest is asked to signal by its monitor
+    page, with the latency in microseconds at which the backend looks at that
+    (``emulator.machine.monitor``).
+    """
 
     name: str
     kind: str
+    monitored_us: dict[str, Latency] = {}
 
 
 Positive = Annotated[int, msgspec.Meta(ge=1)]

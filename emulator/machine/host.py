@@ -50,6 +50,7 @@ from emulator.machine.config import HostConfig
 from emulator.machine.doorbells import add_doorbell, poll_for, remove_doorbell
 from emulator.machine.guestlog import vm_logger
 from emulator.machine.inspect import MessageMeter
+from emulator.machine.monitor import DEFAULT_LATENCY, monitored_channels
 from emulator.machine.signals import GuestSignals
 from emulator.memory import ATOMIC, GpaError, GuestMemory, MemoryMapError, PageView, RamRegion
 from emulator.ring import IncomingRing, OutgoingRing
@@ -135,6 +136,7 @@ class VmbusHost:
         self._signals = GuestSignals(self._memory)
         self._bus = self._make_bus()
         self._slots = _Slots()
+        self._monitored: dict[ServerChannel, int] = {}
         self.devices: dict[str, Device] = self._make_devices()
         for device in self.devices.values():
             device.power_on()
@@ -144,10 +146,12 @@ class VmbusHost:
         return BusHost(config, self._signals.is_ram)
 
     def _make_devices(self) -> dict[str, Device]:
-        return {
+        devices = {
             device.name: make_device(device.kind, device.name, self._config.vm, self)
             for device in self._config.devices
         }
+        self._monitored = monitored_channels(self._config, devices)
+        return devices
 
     def attach(self, session: Session) -> None:
         """Use ``session`` as the connection to the frontend."""
@@ -253,12 +257,14 @@ class VmbusHost:
     def resumed(self) -> None:
         """Run the devices."""
         self._stopped = False
+        self._signals.triggers.run(True)
         for device in self.devices.values():
             device.resume()
         self._take_messages()
 
     def stopping(self, done: Callable[[], None]) -> None:
         """Pause the devices; they drain what they hold."""
+        self._signals.triggers.run(False)
         waiting = len(self.devices)
 
         def paused() -> None:
@@ -390,6 +396,7 @@ class VmbusHost:
             flags=params.flags,
             mmio_megabytes=params.mmio_megabytes,
             mmio_megabytes_optional=params.mmio_megabytes_optional,
+            monitored=ATOMIC and channel in self._monitored,
         )
         if params.force_new and key in self._restoring:
             # Not claimed, so that the guest sees a rescind first.
@@ -418,8 +425,10 @@ class VmbusHost:
         slot = self._slots.by_channel[channel]
         interrupt = slot.interrupt
         if interrupt >= 0:
-            if self._signals.shares_interrupt and slot.params is not None:
-                self._signals.interrupt(slot.params.channel_id)
+            if slot.params is not None and (
+                self._signals.shares_interrupt or slot.params.monitor_id is not None
+            ):
+                self._signals.interrupt(slot.params)
             # contextlib.suppress costs as much as the system call does.
             try:  # noqa: SIM105
                 os.eventfd_write(interrupt, 1)
@@ -553,7 +562,11 @@ class VmbusHost:
 
         slot.registered = True
         add_doorbell(doorbell, slot.channel.port_doorbell)
-        self._signals.add(params.channel_id, slot.channel.port_doorbell)
+        self._signals.add(
+            params,
+            slot.channel.port_doorbell,
+            self._monitored.get(slot.channel, DEFAULT_LATENCY),
+        )
         self._session.add_doorbell(params.connection_id, doorbell, registered)
         self._move(slot, params.target_vp)
 
@@ -588,7 +601,7 @@ class VmbusHost:
         """Drop what an open channel has; idempotent."""
         params, slot.params = slot.params, None
         if params is not None:
-            self._signals.remove(params.channel_id)
+            self._signals.remove(params)
         if slot.doorbell >= 0:
             remove_doorbell(slot.doorbell)
             os.close(slot.doorbell)

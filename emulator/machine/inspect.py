@@ -170,6 +170,7 @@ def _open(channel: Channel) -> r.Open | None:
         event_flag=params.event_flag,
         connection_id=params.connection_id,
         downstream_page_offset=params.downstream_page_offset,
+        monitor_id=params.monitor_id,
     )
 
 

@@ -54,7 +54,10 @@ class Gpadl(Report, frozen=True):
 
 
 class Open(Report, frozen=True):
-    """How the guest has opened the channel; ``target_vp`` is None without an interrupt."""
+    """How the guest has opened the channel; ``target_vp`` is None without an interrupt.
+
+    ``monitor_id`` is the trigger that it may set instead of ringing the doorbell, if it has one.
+    """
 
     open_id: int
     gpadl: int
@@ -63,6 +66,7 @@ class Open(Report, frozen=True):
     event_flag: int
     connection_id: int
     downstream_page_offset: int
+    monitor_id: int | None = None
 
 
 class Flight(Report, frozen=True):

@@ -2,8 +2,9 @@
 """Signals that guest and host give by bits in a page, and not by an event of each channel.
 
 Below VMBus 2.4 all channels share one event flag and one event connection, and bits in the
-interrupt page say whose the event is. ``emulator.bus.pages`` has the pages and their rules; this
-file gives them their eventfds and asks the channels to look.
+interrupt page say whose the event is. At any version a channel may have a trigger in the guest's
+monitor page (``emulator.machine.monitor``). ``emulator.bus.pages`` has the pages and their rules;
+this file gives them their eventfds and asks the channels to look.
 """
 
 from __future__ import annotations
@@ -11,9 +12,11 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
-from emulator.bus.pages import EVENT_CONNECTION, InterruptPage, SignalPages
+from emulator.bus import OpenParams
+from emulator.bus.pages import EVENT_CONNECTION, InterruptPage, MonitorPage, SignalPages
 from emulator.link import Session, Status
 from emulator.machine.doorbells import add_doorbell, remove_doorbell
+from emulator.machine.monitor import DEFAULT_LATENCY, MonitorTriggers
 from emulator.memory import GpaError, GuestMemory
 from emulator.wire.packet import PAGE_SIZE
 
@@ -30,6 +33,7 @@ class GuestSignals:
         """Whether the guest looks at one event flag only, and then at the interrupt page."""
         self._doorbell = -1
         self._channels: dict[int, Callable[[], None]] = {}
+        self.triggers = MonitorTriggers()
 
     def is_ram(self, gpa: int) -> bool:
         """Whether the page at ``gpa`` is the guest's memory."""
@@ -39,20 +43,31 @@ class GuestSignals:
             return False
         return True
 
-    def interrupt(self, channel_id: int) -> None:
-        """Say in the interrupt page, if there is one, that the event that follows is for this
-        channel.
+    def interrupt(self, params: OpenParams) -> None:
+        """The guest is about to be interrupted: say in the interrupt page, if there is one, which
+        channel it is for; look for its answer, if it will be a trigger.
         """
         if self._interrupts is not None:
-            self._interrupts.set(channel_id)
+            self._interrupts.set(params.channel_id)
+        if params.monitor_id is not None:
+            self.triggers.expect()
 
-    def add(self, channel_id: int, rung: Callable[[], None]) -> None:
-        """Call ``rung`` when the guest signals this channel by a bit."""
-        self._channels[channel_id] = rung
+    def add(
+        self, params: OpenParams, rung: Callable[[], None], latency: int = DEFAULT_LATENCY
+    ) -> None:
+        """Call ``rung`` when the guest signals this channel by a bit.
 
-    def remove(self, channel_id: int) -> None:
+        A trigger that it has been offered is looked at with ``latency`` in units of 100 ns.
+        """
+        self._channels[params.channel_id] = rung
+        if params.monitor_id is not None:
+            self.triggers.add(params.monitor_id, params.channel_id, rung, latency)
+
+    def remove(self, params: OpenParams) -> None:
         """Forget a channel; idempotent."""
-        self._channels.pop(channel_id, None)
+        self._channels.pop(params.channel_id, None)
+        if params.monitor_id is not None:
+            self.triggers.remove(params.monitor_id, params.channel_id)
 
     def follow(self, pages: SignalPages, session: Session | None) -> None:
         """Use ``pages`` from now on, and no others; the guest has just named or left them."""
@@ -63,6 +78,12 @@ class GuestSignals:
             self._leave_interrupt_page(session)
             if pages.interrupt is not None:
                 self._use_interrupt_page(pages.interrupt, session)
+        if pages.monitor != before.monitor:
+            self.triggers.use(
+                MonitorPage(self._memory.pages([pages.monitor // PAGE_SIZE]))
+                if pages.monitor is not None
+                else None
+            )
 
     def _use_interrupt_page(self, gpa: int, session: Session | None) -> None:
         self._interrupts = InterruptPage(self._memory.pages([gpa // PAGE_SIZE]))

@@ -353,6 +353,12 @@ class ModelGuest:
                 taken.append(channel_id)
         return taken
 
+    def trigger(self, monitor_id: int) -> None:
+        """Set a trigger in the monitor page, as vmbus_setevent() of Linux does."""
+        self.ram[MONITOR_PAGES[1] + 8 + 8 * (monitor_id // 32) + monitor_id % 32 // 8] |= (
+            1 << monitor_id % 8
+        )
+
     # What the guest hears.
 
     def deliver(self, vp: int, sint: int, payload: bytes) -> Heard:
@@ -397,7 +403,11 @@ class ModelGuest:
         self._rule(channel_id not in self.channels, "a channel id is not in use")
         self._rule(heard["connection_id"] == self.target[1] << 12 | channel_id, "event connection")
         self._rule(heard["is_dedicated"] == 1, "interrupts are dedicated")
-        self._rule((heard["monitor_id"], heard["monitor_allocated"]) == (255, 0), "no monitor")
+        monitor_id, allocated = heard["monitor_id"], heard["monitor_allocated"]
+        self._rule(allocated in (0, 1), "a trigger is allocated or not")
+        self._rule((monitor_id < 128) if allocated else (monitor_id == 255), "a monitor id")
+        others = [c.offer["monitor_id"] for c in self.channels.values()]
+        self._rule(not allocated or monitor_id not in others, "a trigger is for one channel")
         self._rule(heard.raw("reserved") == bytes(16), "reserved bytes are zero")
         self.channels[channel_id] = GuestChannel(heard)
 

@@ -43,7 +43,9 @@ def key(number: int, sub: int = 0) -> OfferKey:
 
 
 def offer(number: int, sub: int = 0) -> Offer:
-    return Offer(key(number, sub), user_defined=bytes([number]) * 8, flags=1)
+    """An offer; those of odd numbers are to have a trigger in the guest's monitor page."""
+    monitored = number % 2 == 1
+    return Offer(key(number, sub), user_defined=bytes([number]) * 8, flags=1, monitored=monitored)
 
 
 @dataclass

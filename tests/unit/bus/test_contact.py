@@ -15,6 +15,7 @@ from emulator.bus import (
     SendMessage,
 )
 from emulator.bus.pages import SignalPages
+from emulator.model import guest as model
 from emulator.wire.version import Version
 from tests.unit.bus.rig import Rig, key, offer
 
