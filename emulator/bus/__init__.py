@@ -21,6 +21,7 @@ from emulator.bus.effects import (
     OfferKey,
     OpenParams,
     SendMessage,
+    SubchannelOrphaned,
 )
 from emulator.bus.host import BusHost
 from emulator.bus.snapshot import RestoredChannel, RestoreMismatch
@@ -47,4 +48,5 @@ __all__ = [
     "RestoreMismatch",
     "RestoredChannel",
     "SendMessage",
+    "SubchannelOrphaned",
 ]

@@ -110,6 +110,7 @@ class Channel:
 
     ``close_answer`` is where CloseReservedChannelResponse goes when the owner has let go of them.
     ``monitor_id`` is the trigger that the guest has been offered, while it knows the channel.
+    ``orphaned`` is whether the owner of a sub-channel has been told that its primary was closed.
     """
 
     offer: Offer
@@ -119,6 +120,7 @@ class Channel:
     reopen: OpenRequest | None = None
     close_answer: Route | None = None
     monitor_id: int | None = None
+    orphaned: bool = False
 
     def __str__(self) -> str:
         """Describe the channel for people."""

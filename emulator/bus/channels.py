@@ -20,7 +20,9 @@ from emulator.bus.effects import (
     ChannelReleased,
     Offer,
     OfferKey,
+    SubchannelOrphaned,
 )
+from emulator.bus.families import Families
 from emulator.bus.gpadl import GpadlPhase
 from emulator.bus.ids import MAX_CHANNEL_ID, MAX_SHARED_CHANNEL_ID, channel_id_of, free_monitor_id
 from emulator.bus.opening import NO_VP, Opening, OpenRefused, event_connection
@@ -41,6 +43,7 @@ class Channels:
         self.offers_requested = False
         self.table: dict[OfferKey, Channel] = {}
         self.ids: dict[OfferKey, int] = {}
+        self.families = Families()
         self.opening = Opening(sharing, self.table)
         self._last_offered = MAX_CHANNEL_ID
         self._may_monitor = False
@@ -74,17 +77,21 @@ class Channels:
             channel = self.add(offer)
             self.tell(channel)
         elif channel.state is ChannelState.REVOKED:
-            channel.offer = offer
+            channel.offer, channel.orphaned = offer, False
             channel.state = ChannelState.REOFFERED
         else:
             raise ValueError(f"{offer.key} is offered already")
 
     def add(self, offer: Offer) -> Channel:
         """Add a channel that the guest does not know; raises ValueError without a free id."""
-        channel = self.table[offer.key] = Channel(
-            offer, channel_id_of(offer.key, self.ids, self.table)
-        )
+        channel = Channel(offer, channel_id_of(offer.key, self.ids, self.table))
+        self.put(channel)
         return channel
+
+    def put(self, channel: Channel) -> None:
+        """Take a channel that has its id into the table."""
+        self.table[channel.offer.key] = channel
+        self.families.add(channel.offer.key)
 
     def tell(self, channel: Channel) -> None:
         """Send the offer, if the guest has asked for offers, does not know it and can use it."""
@@ -120,11 +127,14 @@ class Channels:
 
     def rescind(self, key: OfferKey) -> None:
         """Take an offer back; the owner has let go of rings and GPADLs. ValueError if there is
-        none.
+        none, or if it is that of a primary channel whose sub-channels are still offered.
         """
         channel = self.table.get(key)
         if channel is None or channel.state is ChannelState.REVOKED:
             raise ValueError(f"{key} is not offered")
+        for sub in self.families.of(key):
+            if self.table[sub].state is not ChannelState.REVOKED:
+                raise ValueError(f"{key} has a sub-channel, {sub}; rescind that first")
         if channel.state is ChannelState.REOFFERED:
             channel.state = ChannelState.REVOKED
             return
@@ -364,6 +374,7 @@ class Channels:
         """End the guest's hold on every channel; ``answer`` a guest that still waits."""
         self.offers_requested = False
         for channel in self:
+            self._orphan(channel)
             channel.reopen = None
             if not answer:
                 channel.close_answer = None
@@ -428,7 +439,16 @@ class Channels:
 
     def _close(self, channel: Channel, state: ChannelState) -> None:
         channel.state = state
+        self._orphan(channel)
         self._outbox.emit(ChannelClosing(channel.offer.key))
+
+    def _orphan(self, primary: Channel) -> None:
+        """The guest has closed ``primary``: its sub-channels go with it."""
+        for key in self.families.of(primary.offer.key):
+            sub = self.table[key]
+            if not sub.orphaned and sub.state is not ChannelState.REVOKED:
+                sub.orphaned = True
+                self._outbox.emit(SubchannelOrphaned(key))
 
     def _closed(self, channel: Channel, state: ChannelState) -> None:
         """The owner has no rings any more."""
@@ -442,6 +462,7 @@ class Channels:
 
     def _remove(self, channel: Channel) -> None:
         self._sharing.forget(channel)
+        self.families.remove(channel.offer.key)
         del self.table[channel.offer.key]
 
     def _send_open_result(self, channel: Channel, status: MessageStatus) -> None:

@@ -140,6 +140,17 @@ class ChannelReleased:
 
 
 @dataclass(frozen=True, slots=True)
+class SubchannelOrphaned:
+    """The guest has closed the primary channel of this sub-channel: rescind it.
+
+    Sub-channels are made for one opening of a device. Hyper-V rescinds them when the primary closes
+    (KMCL disables them; Linux waits for that before it hibernates, vmbus_bus_suspend()).
+    """
+
+    key: OfferKey
+
+
+@dataclass(frozen=True, slots=True)
 class GuestError:
     """The guest broke a rule; the text says which. Its message had no effect but a refusal."""
 
@@ -156,5 +167,6 @@ Effect = (
     | BusConnected
     | BusDisconnected
     | ChannelReleased
+    | SubchannelOrphaned
     | GuestError
 )

@@ -17,7 +17,7 @@ import dataclasses
 from typing import assert_never
 
 from emulator.bus import snapshot
-from emulator.bus.channel import Ending
+from emulator.bus.channel import ChannelState, Ending
 from emulator.bus.channels import Channels
 from emulator.bus.config import BusConfig
 from emulator.bus.contact import (
@@ -111,7 +111,8 @@ class BusHost:
             self.table.offer(offer)
 
     def rescind(self, key: OfferKey) -> None:
-        """Take an offer back; raises ValueError if there is none.
+        """Take an offer back; raises ValueError if there is none, or if it is a primary channel and
+        has sub-channels still: those go first, as on Hyper-V.
 
         The owner has let go of the rings and of all GPADLs, and owes the bus no answer any more.
         """
@@ -119,6 +120,14 @@ class BusHost:
             self._restoring.check_claimed(key)
         self.table.rescind(key)
         self._maybe_disconnected()
+
+    def subchannels(self, key: OfferKey) -> list[OfferKey]:
+        """Return the sub-channels of a primary channel that are offered, the last first."""
+        return [
+            sub
+            for sub in self.table.families.of(key)
+            if self.table.table[sub].state is not ChannelState.REVOKED
+        ]
 
     def open_result(self, key: OfferKey, ok: bool) -> None:
         """Answer ChannelOpening; raises ValueError if nobody asked.

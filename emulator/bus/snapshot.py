@@ -27,6 +27,7 @@ from emulator.bus.effects import (
     Offer,
     OfferKey,
     OpenParams,
+    SubchannelOrphaned,
 )
 from emulator.bus.gpadl import Gpadl, GpadlError, GpadlPhase
 from emulator.bus.ids import MAX_CHANNEL_ID
@@ -158,6 +159,7 @@ def _save_channel(channel: Channel) -> SavedChannel:
         monitor_id=channel.monitor_id
         if channel.state.guest_knows or channel.state.owner_has_rings
         else None,
+        orphaned=channel.orphaned,
     )
 
 
@@ -187,7 +189,7 @@ def restore(bus: BusHost, state: BusState) -> None:
             problems.append(f"{key} has no id or is there twice")
             continue
         try:
-            bus.table.table[key] = _load_channel(bus, key, saved)
+            bus.table.put(_load_channel(bus, key, saved))
         except GpadlError as error:
             problems.append(f"{key}: {error}")
     problems += _signal_problems(bus, state)
@@ -235,6 +237,7 @@ class Restoring:
             if channel.state.is_revoked:
                 # The guest will see a new offer in any case, so it may differ.
                 channel.offer, channel.state = offer, ChannelState.REOFFERED
+                channel.orphaned = False
             elif channel.state.guest_knows:
                 self._problems += _differences(channel.offer, offer)
                 channel.offer = dataclasses.replace(channel.offer, monitored=offer.monitored)
@@ -255,8 +258,14 @@ class Restoring:
 
     def check(self) -> None:
         """Raise :class:`RestoreMismatch` if claims did not fit."""
-        if self._problems:
-            raise RestoreMismatch(self._problems)
+        problems = self._problems + [
+            f"{key} is offered without its primary channel"
+            for unclaimed in sorted(self._unclaimed)
+            for key in self._table.families.of(unclaimed)
+            if key not in self._unclaimed
+        ]
+        if problems:
+            raise RestoreMismatch(problems)
 
     def drop_unclaimed(self) -> None:
         """Rescind what nobody claimed, sub-channels before their primary."""
@@ -280,6 +289,8 @@ def replay(bus: BusHost) -> None:
         if channel.state.is_revoked:
             continue
         key = channel.offer.key
+        if channel.orphaned:
+            bus.outbox.emit(SubchannelOrphaned(key))
         for gpadl in bus.sharing.table.of(channel.channel_id):
             match gpadl.phase:
                 case GpadlPhase.ACCEPTED | GpadlPhase.WAITING_FOR_CLOSE:
@@ -425,6 +436,7 @@ def _load_channel(bus: BusHost, key: OfferKey, saved: SavedChannel) -> Channel:
         _load_open(bus, channel_id, saved.reopen, saved.monitor_id),
         _load_route(saved.close_answer),
         saved.monitor_id,
+        saved.orphaned,
     )
 
 

@@ -74,7 +74,7 @@ class SavedChannel(Saved, frozen=True):
     """One channel. ``open`` is set while its owner has the rings or is asked to take them;
     ``reopen`` is an open request that came while it was closing; ``close_answer`` VP and
     SINT that the answer to CloseReservedChannel goes to; ``monitor_id`` the trigger that the guest
-    was offered.
+    was offered; ``orphaned`` whether its owner has been asked to rescind a sub-channel.
     """
 
     key: SavedKey
@@ -84,6 +84,7 @@ class SavedChannel(Saved, frozen=True):
     reopen: SavedOpen | None
     close_answer: tuple[U32, Sint] | None = None
     monitor_id: MonitorId | None = None
+    orphaned: bool = False
 
 
 class SavedGpadl(Saved, frozen=True):

@@ -41,6 +41,7 @@ from emulator.bus import (
     OpenParams,
     RestoreMismatch,
     SendMessage,
+    SubchannelOrphaned,
 )
 from emulator.bus.pages import SHARED_EVENT_FLAG
 from emulator.devices import Device, DeviceState, DeviceStateError, make_device
@@ -411,8 +412,13 @@ class VmbusHost:
             self._pump()
 
     def revoke(self, channel: ServerChannel, done: Callable[[], None]) -> None:
-        """Rescind the channel's offer; the channel has closed itself already."""
+        """Rescind the channel's offer, and first those of its sub-channels; the channel has closed
+        itself already.
+        """
         slot = self._slots.by_channel[channel]
+        for key in self._bus.subchannels(slot.key):
+            self._slots.by_key[key].channel.disable(lambda: self.revoke(channel, done))
+            return
         self._release(slot)
         self._slots.remove(slot)
         self._bus.rescind(slot.key)
@@ -496,6 +502,9 @@ class VmbusHost:
                 self._log.info("guest disconnected: %s", effect.reason)
             case ChannelReleased():
                 self._log.debug("guest released %s", effect.key)
+            case SubchannelOrphaned():
+                if slot := self._slots.by_key.get(effect.key):
+                    slot.channel.disable(lambda: None)
             case GuestError():
                 self._blame(effect.text)
             case _:

@@ -30,6 +30,7 @@ from emulator.bus import (
     OfferKey,
     OpenParams,
     SendMessage,
+    SubchannelOrphaned,
 )
 from emulator.model import guest as model
 from emulator.model.guest import ModelGuest
@@ -59,6 +60,7 @@ class Owner:
     gpadls: dict[int, tuple[GpaRange, ...]] = field(default_factory=dict)
     releasing: list[int] = field(default_factory=list)
     moved: list[int | None] = field(default_factory=list)
+    orphaned: bool = False
 
     @property
     def pages(self) -> set[int]:
@@ -173,6 +175,9 @@ class Rig:
                 assert effect.gpadl_id in owner.gpadls
                 assert effect.gpadl_id not in owner.releasing
                 owner.releasing.append(effect.gpadl_id)
+            case SubchannelOrphaned():
+                assert not self.owners[effect.key].orphaned
+                self.owners[effect.key].orphaned = True
             case GuestError():
                 self.errors.append(effect.text)
             case BusConnected() | BusDisconnected() | ChannelReleased():
@@ -197,6 +202,9 @@ class Rig:
     def answer_all(self) -> None:
         """Let every owner answer everything that it was asked."""
         for which, owner in list(self.owners.items()):
+            if owner.orphaned:
+                self.rescind(which)
+                continue
             if owner.opening is not None:
                 self.open_result(which)
             if owner.closing:
