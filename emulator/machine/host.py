@@ -52,7 +52,7 @@ from emulator.machine.doorbells import add_doorbell, poll_for, remove_doorbell
 from emulator.machine.guestlog import vm_logger
 from emulator.machine.inspect import MessageMeter
 from emulator.machine.monitor import DEFAULT_LATENCY, monitored_channels
-from emulator.machine.signals import GuestSignals
+from emulator.machine.signals import STUCK_SECONDS, GuestSignals, looks_stuck
 from emulator.memory import ATOMIC, GpaError, GuestMemory, MemoryMapError, PageView, RamRegion
 from emulator.ring import IncomingRing, OutgoingRing
 from emulator.wire.ntstatus import NtStatus
@@ -555,6 +555,7 @@ class VmbusHost:
             ok = False
         if ok:
             self._register(slot, params)
+            asyncio.get_running_loop().call_later(STUCK_SECONDS, self._unstick, slot, params)
         else:
             self._release(slot)
         self._bus.open_result(slot.key, ok)
@@ -578,6 +579,10 @@ class VmbusHost:
         )
         self._session.add_doorbell(params.connection_id, doorbell, registered)
         self._move(slot, params.target_vp)
+
+    def _unstick(self, slot: _Slot, params: OpenParams) -> None:
+        if slot.params is params and not self._stopped and looks_stuck(slot.channel):
+            self.signal(slot.channel)
 
     def _move(self, slot: _Slot, target_vp: int | None) -> None:
         if slot.params is None or self._session is None:

@@ -11,14 +11,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from typing import Final
 
 from emulator.bus import OpenParams
 from emulator.bus.pages import EVENT_CONNECTION, InterruptPage, MonitorPage, SignalPages
+from emulator.kmcl import ServerChannel
 from emulator.link import Session, Status
 from emulator.machine.doorbells import add_doorbell, remove_doorbell
 from emulator.machine.monitor import DEFAULT_LATENCY, MonitorTriggers
 from emulator.memory import GpaError, GuestMemory
 from emulator.wire.packet import PAGE_SIZE
+
+STUCK_SECONDS: Final = 0.1
+"""How long after an open the guest has to begin reading before it is interrupted once more."""
 
 
 class GuestSignals:
@@ -118,3 +123,18 @@ class GuestSignals:
         for channel_id in [*self._interrupts.take(max(self._channels))]:
             if (rung := self._channels.get(channel_id)) is not None:
                 rung()
+
+
+def looks_stuck(channel: ServerChannel) -> bool:
+    """Whether a channel that has just been opened has packets for the guest that it does not read.
+
+    A VSP may send as soon as it has accepted the open, and so before the guest has its OpenResult.
+    A guest that drops what interrupts it until then reads nothing, and the host, who signals a ring
+    only when it was empty before, would never signal it again: one interrupt more, a little later,
+    sets both going. It costs nothing, for a guest has to bear spurious interrupts anyway.
+    """
+    ring = channel.traffic.outgoing_ring
+    if ring is None:
+        return False
+    words = ring.words()
+    return words.used != 0 and not words.interrupt_mask

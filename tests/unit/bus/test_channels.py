@@ -333,6 +333,54 @@ def test_rescind(slow: Rig, name: str, reoffer: str) -> None:
         assert slow.guest.channels[1].is_open
 
 
+def _released(rig: Rig) -> None:
+    gpadl = rig.guest.make_gpadl(1, 3)
+    rig.guest.release(1)
+    assert rig.owners[key(1)].releasing == [gpadl.gpadl_id]
+
+
+def _opening_release(rig: Rig) -> None:
+    _opening_close(rig)
+    rig.guest.release(1)
+
+
+def _closing_release(rig: Rig) -> None:
+    _open(rig)
+    rig.guest.close_channel(1)
+    rig.guest.release(1)
+
+
+UNKNOWN: dict[ChannelState, Callable[[Rig], None]] = {
+    ChannelState.RELEASED: _released,
+    ChannelState.OPENING_RELEASE: _opening_release,
+    ChannelState.CLOSING_RELEASE: _closing_release,
+}
+
+
+@pytest.mark.parametrize("expected", UNKNOWN)
+def test_rescind_after_the_guest_has_let_go(slow: Rig, expected: ChannelState) -> None:
+    slow.connected(1, 2)
+    UNKNOWN[expected](slow)
+    assert state(slow) is expected
+    mark = len(slow.guest.heard)
+    slow.rescind(key(1))
+    # The owner has let go of everything, and the guest has nothing to be told.
+    assert slow.guest.since(mark) == []
+    assert state(slow) is None
+    assert len(slow.bus.sharing.table) == 0
+    slow.offer(offer(1))
+    slow.opened(1)
+    slow.open_result(key(1))
+    assert slow.guest.channels[1].is_open
+    assert slow.errors == []
+
+
+def test_every_state_is_rescinded_in_a_test() -> None:
+    tried = {expected for _, expected, _ in KNOWN.values()} | set(UNKNOWN)
+    # Of a channel that is revoked: test_a_reoffer_can_be_taken_back_and_made_again.
+    assert tried | {ChannelState.REVOKED, ChannelState.REOFFERED} == set(ChannelState)
+
+
 @pytest.mark.parametrize("name", KNOWN)
 def test_rescind_without_a_guest(slow: Rig, name: str) -> None:
     prepare, _, _ = KNOWN[name]
