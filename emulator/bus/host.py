@@ -98,8 +98,11 @@ class BusHost:
 
     # The owners' calls.
 
-    def offer(self, offer: Offer) -> None:
+    def offer(self, offer: Offer, *, anew: bool = False) -> None:
         """Offer a channel; during a restore, claim it.
+
+        ``anew`` is for an owner that does not go on with what the guest knows by this key: if the
+        channel is restored, it is rescinded, and offered when the guest has let go of it.
 
         Raises ValueError if it is offered already, its data are too long or the ids are used up.
         """
@@ -107,7 +110,7 @@ class BusHost:
             raise ValueError(
                 f"{len(offer.user_defined)} bytes of offer data; at most {m.USER_DEFINED_SIZE}"
             )
-        if self._restoring is None or not self._restoring.claim(offer):
+        if self._restoring is None or not self._restoring.claim(offer, anew):
             self.table.offer(offer)
 
     def rescind(self, key: OfferKey) -> None:
@@ -178,6 +181,10 @@ class BusHost:
         self._restoring = Restoring(self.table)
         return self._restoring.restored
 
+    def has_changed(self, offer: Offer) -> bool:
+        """Whether the guest of a restore knows the channel with other contents."""
+        return self._restoring is not None and self._restoring.has_changed(offer)
+
     def finish_restore(self) -> None:
         """End a restore: rescind what nobody claimed, offer what is new, ask again what was asked.
 
@@ -188,6 +195,7 @@ class BusHost:
         self._restoring.check()
         restoring, self._restoring = self._restoring, None
         restoring.drop_unclaimed()
+        restoring.offer_anew()
         snapshot.replay(self)
         restoring.tell_new()
         self._maybe_disconnected()

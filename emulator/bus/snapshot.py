@@ -221,6 +221,7 @@ class Restoring:
         self._table = table
         self._unclaimed = {channel.offer.key for channel in table}
         self._new: list[OfferKey] = []
+        self._anew: list[Offer] = []
         self._problems: list[str] = []
         self.restored = [
             RestoredChannel(
@@ -229,8 +230,12 @@ class Restoring:
             for channel in table
         ]
 
-    def claim(self, offer: Offer) -> bool:
+    def claim(self, offer: Offer, anew: bool) -> bool:
         """Take an offer; False if the table has to deal with it."""
+        if anew and offer.key in self._unclaimed:
+            # It stays unclaimed: what the guest knows is rescinded with the rest.
+            self._anew.append(offer)
+            return True
         if offer.key in self._unclaimed:
             self._unclaimed.remove(offer.key)
             channel = self._table.table[offer.key]
@@ -250,6 +255,16 @@ class Restoring:
             self._new.append(offer.key)
             return True
         return False
+
+    def has_changed(self, offer: Offer) -> bool:
+        """Whether the guest knows the channel with other contents."""
+        channel = self._table.table.get(offer.key)
+        return (
+            channel is not None
+            and channel.state.guest_knows
+            and not channel.state.is_revoked
+            and bool(_differences(channel.offer, offer))
+        )
 
     def check_claimed(self, key: OfferKey) -> None:
         """Raise ValueError if nobody has offered ``key`` since the restore began."""
@@ -275,6 +290,11 @@ class Restoring:
                 channel.state = ChannelState.REVOKED
             else:
                 self._table.rescind(key)
+
+    def offer_anew(self) -> None:
+        """Offer what was rescinded because its owner begins anew."""
+        for offer in self._anew:
+            self._table.offer(offer)
 
     def tell_new(self) -> None:
         """Offer what is new, if the guest has asked for offers."""

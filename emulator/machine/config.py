@@ -75,6 +75,8 @@ class HostConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     sleeps; None leaves that to the backend (``emulator.machine.doorbells.poll_for``).
     ``max_version`` is the newest VMBus version that a guest can negotiate, and
     ``max_restored_version`` the newest that the guest of a snapshot may have negotiated.
+    With ``devices_may_differ`` a snapshot is taken although the machine has other devices now: what
+    is missing is rescinded, what is new is offered, what has changed is rescinded and offered.
     """
 
     vm: str
@@ -83,6 +85,7 @@ class HostConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     quotas: Quotas = Quotas()
     max_version: Version = NEWEST_VERSION
     max_restored_version: Version = NEWEST_VERSION
+    devices_may_differ: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""

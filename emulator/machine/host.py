@@ -129,7 +129,7 @@ class VmbusHost:
         self._pumping = False
         self._stopped = True
         self._restoring: dict[OfferKey, OpenParams | None] = {}
-        self._anew: list[Offer] = []
+        self._anew = False
         self.guest_errors: deque[str] = deque(maxlen=64)
         self.messages = MessageMeter()
         self.frontend_gone: Callable[[], None] = lambda: None
@@ -306,34 +306,61 @@ class VmbusHost:
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise StateRefused(f"the VMBus state cannot be read: {error}") from error
         self._check(saved)
-        old = (self._bus, self._slots, self.devices)
+        old = (self._bus, self._slots, self.devices, self._monitored)
         self._bus, self._slots = self._make_bus(), _Slots()
         try:
             self._restoring = {
                 channel.key: channel.open for channel in self._bus.restore(saved.bus)
             }
             self.devices = self._make_devices()
-            for device, device_state in zip(
-                self.devices.values(), self._in_order(saved), strict=True
-            ):
-                device.restore(device_state)
+            self._restore_devices(saved)
             self._bus.finish_restore()
-            for offer in self._anew:
-                self._bus.offer(offer)
         except (DeviceStateError, KmclError, RestoreMismatch, GpaError) as error:
-            self._bus, self._slots, self.devices = old
+            for slot in self._slots.by_key.values():
+                self._release(slot)
+            self._bus, self._slots, self.devices, self._monitored = old
             raise StateRefused(str(error)) from error
         finally:
-            self._restoring, self._anew = {}, []
+            self._restoring, self._anew = {}, False
         self._deferred = deque(saved.deferred)
         self._foreign = len(self._deferred)
         if self._session is not None:
             for post in saved.posts:
                 self._session.post(post)
 
-    def _in_order(self, saved: HostState) -> list[DeviceState]:
-        by_name = {device.name: device for device in saved.devices}
-        return [by_name[name] for name in self.devices]
+    def _restore_devices(self, saved: HostState) -> None:
+        """Restore each device; one that is not what it was begins anew, if that is allowed."""
+        states = {device.name: device for device in saved.devices}
+        for name, device in self.devices.items():
+            state = states.get(name)
+            if self._config.devices_may_differ and (
+                state is None or state.kind != device.kind or self._has_changed(device)
+            ):
+                self._log.warning("device %s is not that of the snapshot: it begins anew", name)
+                self._anew = True
+                device.power_on()
+                self._anew = False
+            else:
+                assert state is not None, "checked before"
+                device.restore(state)
+        for name in sorted(states.keys() - self.devices.keys()):
+            self._log.warning("device %s of the snapshot is not here: it is rescinded", name)
+
+    def _has_changed(self, device: Device) -> bool:
+        return any(
+            self._bus.has_changed(self._offer_of(channel, channel.offer_params()))
+            for channel in device.channels.values()
+        )
+
+    def _offer_of(self, channel: ServerChannel, params: OfferParams) -> Offer:
+        return Offer(
+            key=OfferKey(params.interface, params.instance, params.subchannel_index),
+            user_defined=params.user_defined,
+            flags=params.flags,
+            mmio_megabytes=params.mmio_megabytes,
+            mmio_megabytes_optional=params.mmio_megabytes_optional,
+            monitored=ATOMIC and channel in self._monitored,
+        )
 
     def _check(self, saved: HostState) -> None:
         """Name every way in which the snapshot is not of this machine, at once."""
@@ -345,7 +372,7 @@ class VmbusHost:
         theirs = {device.name: device.kind for device in saved.devices}
         ours = {device.name: device.kind for device in self._config.devices}
         for name in sorted(theirs.keys() | ours.keys()):
-            if theirs.get(name) != ours.get(name):
+            if not self._config.devices_may_differ and theirs.get(name) != ours.get(name):
                 problems.append(
                     f"device {name}: {theirs.get(name, 'absent')} in the snapshot, "
                     f"{ours.get(name, 'absent')} here"
@@ -388,23 +415,12 @@ class VmbusHost:
                 f"{channel.friendly_name}: quotas.channels is {quotas.channels} and used up",
             )
         channel.limit_transaction_quota(quotas.packets_in_flight)
-        key = OfferKey(params.interface, params.instance, params.subchannel_index)
-        slot = _Slot(key, channel)
+        offer = self._offer_of(channel, params)
+        slot = _Slot(offer.key, channel)
         self._slots.add(slot)
-        offer = Offer(
-            key=key,
-            user_defined=params.user_defined,
-            flags=params.flags,
-            mmio_megabytes=params.mmio_megabytes,
-            mmio_megabytes_optional=params.mmio_megabytes_optional,
-            monitored=ATOMIC and channel in self._monitored,
-        )
-        if params.force_new and key in self._restoring:
-            # Not claimed, so that the guest sees a rescind first.
-            self._anew.append(offer)
-            return
-        self._bus.offer(offer)
-        opened = self._restoring.get(key)
+        anew = self._anew or (params.force_new and offer.key in self._restoring)
+        self._bus.offer(offer, anew=anew)
+        opened = None if anew else self._restoring.get(offer.key)
         if opened is not None:
             incoming, outgoing = self._rings(slot, opened)
             channel.port_restored(incoming, outgoing)

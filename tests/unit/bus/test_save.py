@@ -266,6 +266,37 @@ def test_what_is_new_is_offered_if_the_guest_has_asked(rig: Rig) -> None:
     assert list(rig.guest.channels) == [1, 2, 3]
 
 
+def test_what_has_changed_is_rescinded_and_offered(slow: Rig) -> None:
+    slow.connected(1, 2, 3)
+    gpadl = slow.opened(1)
+    slow.open_result(key(1))
+    slow.guest.release(3)
+    state = slow.bus.save()
+    slow.bus = BusHost(slow.config)
+    slow.bus.restore(state)
+    assert slow.bus.has_changed(Offer(key(1), b"other"))
+    assert not slow.bus.has_changed(offer(1))
+    assert not slow.bus.has_changed(Offer(key(3), b"the guest does not know it"))
+    slow.bus.offer(Offer(key(1), b"other"), anew=True)
+    slow.bus.offer(offer(2))
+    slow.bus.offer(Offer(key(3), b"other"), anew=True)
+    slow.bus.offer(offer(4), anew=True)
+    assert slow.bus.take_effects() == []
+    slow.bus.finish_restore()
+    effects = slow.bus.take_effects()
+    # What the guest had let go of is told of again: it is another channel now.
+    assert messages(effects) == [model.RESCIND, model.OFFER_CHANNEL, model.OFFER_CHANNEL]
+    take(slow, effects)
+    slow.owners[key(1)].rings = None
+    slow.owners[key(1)].gpadls.clear()
+    slow.guest.teardown(gpadl)
+    slow.guest.close_channel(1)
+    slow.guest.release(1)
+    said = {n: c.offer.raw("user_defined")[:5] for n, c in slow.guest.channels.items()}
+    assert said == {1: b"other", 2: b"\2" * 5, 3: b"other", 4: b"\4" * 5}
+    assert slow.errors == []
+
+
 def test_rescinded_and_offered_again_during_the_restore(slow: Rig) -> None:
     slow.connected(1)
     slow.opened(1)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 
 from emulator.bus import BusHost, ChannelClosing, ChannelState, RestoreMismatch, SubchannelOrphaned
-from tests.model import guest as model
+from emulator.model import guest as model
 from tests.unit.bus.rig import Rig, key, offer
 from tests.unit.bus.test_save import transfer
 

@@ -13,7 +13,7 @@ from emulator.kmcl import OfferParams, ServerChannel
 from emulator.link import Session
 from emulator.machine.config import DeviceConfig, HostConfig
 from emulator.machine.host import VmbusHost
-from tests.model.guest import RESCIND
+from emulator.model.guest import RESCIND
 from tests.model.machine import ModelMachine
 
 pytestmark = pytest.mark.asyncio
