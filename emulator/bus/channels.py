@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Final, assert_never
 
 from emulator.bus.channel import Channel, ChannelState, OpenRequest
-from emulator.bus.contact import SINT_COUNT, Contact
+from emulator.bus.contact import SINT_COUNT, Contact, IsVp
 from emulator.bus.effects import (
     ChannelClosing,
     ChannelMoved,
@@ -38,13 +38,14 @@ NO_MONITOR: Final = 0xFF
 class Channels:
     """The channels of one bus, and the ids of all that ever were."""
 
-    def __init__(self, sharing: Sharing, outbox: Outbox) -> None:
-        """Start without any."""
+    def __init__(self, sharing: Sharing, outbox: Outbox, is_vp: IsVp) -> None:
+        """Start without any; ``is_vp`` tells what a channel may interrupt."""
         self.offers_requested = False
         self.table: dict[OfferKey, Channel] = {}
         self.ids: dict[OfferKey, int] = {}
         self.families = Families()
-        self.opening = Opening(sharing, self.table)
+        self.opening = Opening(sharing, self.table, is_vp)
+        self._is_vp = is_vp
         self._last_offered = MAX_CHANNEL_ID
         self._may_monitor = False
         self._sharing = sharing
@@ -327,6 +328,11 @@ class Channels:
             )
         elif message.target_vp == NO_VP:
             self._outbox.blame(f"channel {channel.channel_id} is to be moved to no VP")
+        elif not self._is_vp(message.target_vp):
+            self._outbox.blame(
+                f"channel {channel.channel_id} is to be moved to VP {message.target_vp}, which is "
+                "not there"
+            )
         else:
             status = MessageStatus.SUCCESS
             params = dataclasses.replace(channel.open.params, target_vp=message.target_vp)

@@ -88,6 +88,9 @@ class Contact:
 IsRam = Callable[[int], bool]
 """Whether the guest-physical page at an address is memory."""
 
+IsVp = Callable[[int], bool]
+"""Whether the machine has, or can have, a virtual processor with this index."""
+
 
 def page_problem(what: str, gpa: int, is_ram: IsRam) -> str:
     """Say what is wrong with the address of a page that guest and host share, or nothing."""

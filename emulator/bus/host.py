@@ -28,6 +28,7 @@ from emulator.bus.contact import (
     VMBUS_SINT,
     Contact,
     IsRam,
+    IsVp,
     Verdict,
     is_half,
     judge,
@@ -48,10 +49,16 @@ from emulator.wire.version import FeatureFlags, Version
 class BusHost:
     """The bus of one guest."""
 
-    def __init__(self, config: BusConfig, is_ram: IsRam = lambda gpa: True) -> None:
+    def __init__(
+        self,
+        config: BusConfig,
+        is_ram: IsRam = lambda gpa: True,
+        is_vp: IsVp = lambda vp: True,
+    ) -> None:
         """Make a bus without offers and without a guest.
 
-        ``is_ram`` tells whether a page that the guest names for signals is memory.
+        ``is_ram`` tells whether a page that the guest names for signals is memory, ``is_vp``
+        whether there is the virtual processor that it wants a channel's interrupts on.
         """
         self.config = config
         self.is_ram = is_ram
@@ -62,7 +69,7 @@ class BusHost:
         self.sharing = Sharing(
             GpadlTable(config.max_gpadls_per_channel, config.max_pages), self.outbox
         )
-        self.table = Channels(self.sharing, self.outbox)
+        self.table = Channels(self.sharing, self.outbox, is_vp)
         self._restoring: Restoring | None = None
 
     @property

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from emulator.bus.channel import Channel, OpenRequest
-from emulator.bus.contact import Contact, chooses_signals
+from emulator.bus.contact import Contact, IsVp, chooses_signals
 from emulator.bus.effects import OfferKey, OpenParams
 from emulator.bus.gpadl import Gpadl, GpadlPhase
 from emulator.bus.ids import MAX_CHANNEL_ID
@@ -30,8 +30,9 @@ class OpenRefused(Exception):
 class Opening:
     """Judges the open requests of one guest."""
 
-    def __init__(self, sharing: Sharing, channels: Mapping[OfferKey, Channel]) -> None:
+    def __init__(self, sharing: Sharing, channels: Mapping[OfferKey, Channel], is_vp: IsVp) -> None:
         """Find rings in ``sharing`` and the signals that are taken in ``channels``."""
+        self._is_vp = is_vp
         self._sharing = sharing
         self._channels = channels
         self._guest_chooses_signals = False
@@ -68,6 +69,8 @@ class Opening:
             target_vp = 0
         elif target_vp == NO_VP:
             target_vp = None
+        elif not self._is_vp(message.target_vp):
+            raise OpenRefused(f"channel {channel.channel_id}: there is no VP {target_vp}")
         # A redirected interrupt goes to VTL 2 if that has the bus too; here there is VTL 0 only.
         return OpenRequest(
             gpadl.gpadl_id,

@@ -276,6 +276,7 @@ class Restoring:
         problems = self._problems + [
             f"{key} is offered without its primary channel"
             for unclaimed in sorted(self._unclaimed)
+            if not self._table.table[unclaimed].state.is_revoked
             for key in self._table.families.of(unclaimed)
             if key not in self._unclaimed
         ]

@@ -144,7 +144,11 @@ class VmbusHost:
 
     def _make_bus(self) -> BusHost:
         config = dataclasses.replace(self._config.bus, bit_pages=ATOMIC)
-        return BusHost(config, self._signals.is_ram)
+        return BusHost(config, self._signals.is_ram, self._is_vp)
+
+    def _is_vp(self, vp: int) -> bool:
+        # Indices of CPUs that can be plugged are below as well; whether one is there, QEMU knows.
+        return self._session is None or vp < self._session.vcpus
 
     def _make_devices(self) -> dict[str, Device]:
         devices = {

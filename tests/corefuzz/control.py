@@ -20,13 +20,13 @@ from typing import Final
 
 import msgspec
 
-from emulator.bus import BusConfig, BusHost, BusState, GuestError, SendMessage
+from emulator.bus import BusConfig, BusHost, BusState, GuestError, Offer, SendMessage
 from emulator.bus.contact import VMBUS_SINT
 from emulator.model.guest import INTERRUPT_PAGE
 from emulator.wire import messages as m
 from emulator.wire.version import GRANTED_FEATURES, Version
 from tests.corefuzz.source import Source
-from tests.unit.bus.rig import Owner, Rig, key, offer
+from tests.unit.bus.rig import Owner, Rig, offer
 
 CHANNELS: Final = 4
 MAX_PAGES: Final = 24
@@ -73,7 +73,7 @@ class _Conversation(Rig):
         self.bus.restore(msgspec.msgpack.decode(data, type=BusState))
         for owner in self.owners.values():
             # Told again, or asked again if it was not answered; who was being opened is open.
-            owner.closing = False
+            owner.closing = owner.orphaned = False
             owner.gpadls = {number: owner.gpadls[number] for number in owner.releasing}
             owner.releasing.clear()
             if owner.opening is not None:
@@ -158,13 +158,20 @@ def _contact(version: Version, source: Source) -> bytes:
     return m.InitiateContact(version, 0, info, 0, 0).pack()
 
 
+def _numbered(number: int) -> Offer:
+    """The last one is a sub-channel of the one before it."""
+    return offer(number) if number < CHANNELS else offer(number - 1, 1)
+
+
 def _owner(rig: _Conversation, source: Source) -> None:
-    number = 1 + source.below(CHANNELS)
-    which = key(number)
+    what = _numbered(1 + source.below(CHANNELS))
+    which = what.key
     owner: Owner | None = rig.owners.get(which)
     if owner is None:
-        rig.offer(offer(number))
+        rig.offer(what)
     elif source.below(8) == 7:
+        for sub in rig.bus.subchannels(which):
+            rig.rescind(sub)
         rig.rescind(which)
     elif owner.opening is not None:
         rig.open_result(which, ok=source.below(4) != 3)
@@ -180,7 +187,7 @@ def control(data: bytes) -> None:
     rig = _Conversation()
     try:
         for number in range(1, 1 + source.below(CHANNELS + 1)):
-            rig.offer(offer(number))
+            rig.offer(_numbered(number))
         if source.below(4):
             # As a rule there is a guest that has got as far as its drivers.
             version = source.choice((Version.COPPER, Version.IRON, Version.WIN8, Version.V1))

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from emulator.bus import ChannelReleased, ChannelState, Offer, OfferKey
+from emulator.bus import BusConfig, BusHost, ChannelReleased, ChannelState, Offer, OfferKey
 from emulator.model import guest as model
 from emulator.wire.version import Version
 from tests.unit.bus.rig import INTERFACE, Rig, key, offer
@@ -244,6 +244,23 @@ def test_a_move_that_cannot_be_is_refused(slow: Rig) -> None:
     assert slow.guest.last["status"] == 0x8000FFFF
     assert len(slow.errors) == 4
     assert slow.owners[key(1)].moved == []
+
+
+def test_a_vp_that_is_not_there_is_refused(rig: Rig) -> None:
+    rig.bus = BusHost(BusConfig(), is_vp=lambda vp: vp < 4)
+    rig.connected(1)
+    ring = rig.guest.make_gpadl(1, 8)
+    rig.guest.open_channel(1, ring.gpadl_id, target_vp=4)
+    assert rig.guest.last["status"] == 0x8000FFFF
+    assert rig.owners[key(1)].rings is None
+    rig.guest.open_channel(1, ring.gpadl_id, target_vp=3)
+    assert rig.guest.channels[1].is_open
+    rig.guest.modify(1, 4)
+    assert rig.guest.last["status"] == 0x8000FFFF
+    rig.guest.modify(1, 0)
+    assert rig.guest.last["status"] == 0
+    assert rig.owners[key(1)].moved == [0]
+    assert ["VP 4" in error for error in rig.errors] == [True, True]
 
 
 # Rescind, in every state that a channel can be in.

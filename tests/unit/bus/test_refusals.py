@@ -15,9 +15,12 @@ from tests.unit.bus.rig import Rig, key, offer
 IDS = bytes(range(32))
 
 
-def test_a_hyper_v_socket_is_refused(rig: Rig) -> None:
-    rig.connected()
-    rig.guest.post(model.TL_CONNECT_REQUEST, IDS)
+@pytest.mark.parametrize("size", [32, 40, 48, 60])
+@pytest.mark.parametrize("version", [v for v in Version if v >= Version.WIN10_RS3_0], ids=str)
+def test_a_hyper_v_socket_is_refused(rig: Rig, version: Version, size: int) -> None:
+    """With a silo id (5.2), without, and with bytes that are neither."""
+    rig.guest.connect(version)
+    rig.guest.post(model.TL_CONNECT_REQUEST, IDS.ljust(size, b"\xee"))
     heard = rig.guest.last
     assert heard.type == model.TL_CONNECT_RESULT
     assert (heard.raw("endpoint_id"), heard.raw("service_id")) == (IDS[:16], IDS[16:])
@@ -33,6 +36,14 @@ def test_at_4_0_a_socket_cannot_be_refused(rig: Rig) -> None:
     assert "nothing listens" in rig.errors[0]
 
 
+def test_before_4_0_there_are_no_sockets(rig: Rig) -> None:
+    rig.guest.connect(Version.WIN8_1)
+    mark = len(rig.guest.heard)
+    rig.guest.post(model.TL_CONNECT_REQUEST, IDS)
+    assert rig.guest.since(mark) == []
+    assert "TL_CONNECT_REQUEST is not part of version 3.0" in rig.errors[0]
+
+
 @pytest.mark.parametrize(
     ("kind", "body", "text"),
     [
@@ -42,6 +53,8 @@ def test_at_4_0_a_socket_cannot_be_refused(rig: Rig) -> None:
         (1, 188, "not a message of this direction"),
         (30, 0, "not a message of this direction"),
         (5, 139, "OPEN_CHANNEL needs 140 bytes"),
+        (21, 31, "TL_CONNECT_REQUEST needs 32 bytes"),
+        (22, 7, "MODIFY_CHANNEL needs 8 bytes"),
     ],
 )
 def test_what_is_not_served_is_recorded(rig: Rig, kind: int, body: int, text: str) -> None:

@@ -129,3 +129,13 @@ def test_a_sub_channel_is_not_restored_without_its_primary(slow: Rig) -> None:
     bus.offer(offer(1, 1))
     with pytest.raises(RestoreMismatch, match="sub 1 is offered without its primary"):
         bus.finish_restore()
+
+
+def test_a_sub_channel_that_outlived_its_primary_is_restored(slow: Rig) -> None:
+    # Found by fuzzing: the primary is rescinded, and the guest has not let go of it.
+    slow.connected(1)
+    slow.rescind(key(1))
+    slow.offer(offer(1, 1))
+    assert transfer(slow, [offer(1, 1)]) == []
+    slow.guest.release(1)
+    assert list(slow.guest.channels) == [2]
