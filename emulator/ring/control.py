@@ -19,6 +19,7 @@ reader, made room      store `out`                    load `pending_send_size`, 
 =====================  =============================  ===================================
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from emulator.memory import PageView
@@ -34,6 +35,7 @@ __all__ = [
     "OUT",
     "PENDING_SEND_SIZE",
     "RESERVE",
+    "PacketTap",
     "RingEnd",
     "RingWords",
 ]
@@ -50,6 +52,11 @@ FEATURE_PENDING_SEND_SIZE = 1
 
 RESERVE = 8
 """Bytes that always stay free, so that a full ring does not look empty."""
+
+
+PacketTap = Callable[[int, bytes, bool], None]
+"""Sees a packet: its offset in the ring's data, its bytes without the trailer, and whether it was
+refused as malformed; the bytes are as far as it was read then."""
 
 
 class RingWords(NamedTuple):
@@ -69,7 +76,7 @@ class RingWords(NamedTuple):
 class RingEnd:
     """The part of a ring end that does not depend on the direction."""
 
-    __slots__ = ("_laps", "_plain", "_size", "_start", "_view")
+    __slots__ = ("_laps", "_plain", "_size", "_start", "_tap", "_view")
 
     def __init__(self, view: PageView) -> None:
         """Take a view of the control page and the data pages; nothing is read or written yet.
@@ -81,6 +88,7 @@ class RingEnd:
             raise ValueError(f"a ring of {len(view)} bytes has no data page")
         self._view = view
         self._plain = plain_packets(view)
+        self._tap: PacketTap | None = None
         self._size = len(view) - PAGE_SIZE
         # For counting: where the own offset began, and how often it came around the end.
         self._start = self._laps = 0
@@ -98,6 +106,15 @@ class RingEnd:
             load(FEATURE_BITS),
             (in_offset - out_offset) % self._size if valid else None,
         )
+
+    def tap(self, tap: PacketTap | None) -> None:
+        """Have ``tap`` see each packet from now on, as it is read or written; None ends that.
+
+        C shows nobody the bytes it moves, so a ring with a tap does without; one that has none does
+        not even ask whether it has.
+        """
+        self._tap = tap
+        self._plain = plain_packets(self._view) if tap is None else None
 
     @property
     def size(self) -> int:

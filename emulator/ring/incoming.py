@@ -92,14 +92,20 @@ class IncomingRing(RingEnd):
             available += self._size
         if available < DESCRIPTOR_SIZE + TRAILER_SIZE:
             raise self._no_whole_packet(out, available)
+        # Each byte is copied once, and only the copy is looked at.
+        head = self._read_data(out, DESCRIPTOR_SIZE)
+        body = b""
         try:
-            # Each byte is copied once, and only the copy is looked at.
-            descriptor = decode_descriptor(self._read_data(out, DESCRIPTOR_SIZE), available)
+            descriptor = decode_descriptor(head, available)
             length = descriptor[4]
             body = self._read_data(out + DESCRIPTOR_SIZE, length - DESCRIPTOR_SIZE)
             packet = decode_body(descriptor, body)
         except MalformedPacket as error:
+            if self._tap is not None:
+                self._tap(out, head + body, True)
             raise RingCorrupt(error.rule, f"at {out:#x}: {error.detail}") from error
+        if self._tap is not None:
+            self._tap(out, head + body, False)
         # The trailer is left unread: it repeats what the reader knows, and other hosts ignore it
         # too.
         out += length + TRAILER_SIZE

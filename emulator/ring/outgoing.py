@@ -146,6 +146,8 @@ class OutgoingRing(RingEnd):
             return True
         packet = encode_packet(packet_type, transaction_id, payload, flags=flags, transfer=transfer)
         self._in = self._write_data(position, packet + encode_trailer(position))
+        if self._tap is not None:
+            self._tap(position, packet, False)
         return True
 
     def publish(self) -> bool:
