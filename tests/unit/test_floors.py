@@ -12,19 +12,20 @@ ROOT = Path(__file__).parents[2] / "emulator"
 
 BELOW: dict[str, set[str]] = {
     "wire": set(),
+    "trace": {"wire"},
     "memory": {"wire"},
     "ring": {"wire", "memory"},
     "bus": {"wire", "memory", "ring"},
     "link": set(),
     "kmcl": {"wire", "memory", "ring", "bus"},
     "devices": {"wire", "memory", "ring", "kmcl"},
-    "machine": {"wire", "memory", "ring", "bus", "link", "kmcl", "devices"},
+    "machine": {"wire", "memory", "ring", "bus", "link", "kmcl", "devices", "trace"},
     "lab": {"devices", "machine"},
     "model": set(),
     "conformance": {"wire", "memory", "ring", "bus", "kmcl", "model"},
-    "cli": {"machine", "lab", "conformance"},
+    "cli": {"trace", "machine", "lab", "conformance"},
 }
-SANS_IO = {"wire", "memory", "ring", "bus", "kmcl", "model", "conformance"}
+SANS_IO = {"wire", "trace", "memory", "ring", "bus", "kmcl", "model", "conformance"}
 IO_MODULES = {"asyncio", "socket", "selectors", "select", "subprocess"}
 
 
