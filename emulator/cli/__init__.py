@@ -18,6 +18,7 @@ from emulator.cli.conformance import app as conformance
 from emulator.cli.inspect import inspect
 from emulator.cli.ps import ps
 from emulator.cli.serve import serve
+from emulator.cli.trace import trace
 from emulator.machine.config import Accel
 
 if TYPE_CHECKING:
@@ -133,6 +134,7 @@ app.command()(ps)
 app.command()(inspect)
 app.command()(serve)
 app.add_typer(conformance, name="conformance")
+app.command()(trace)
 
 
 @contextlib.contextmanager

@@ -26,6 +26,12 @@ def serve(
     state: Annotated[
         Path | None, typer.Option(help="kept here at SIGTERM, taken from here at the start")
     ] = None,
+    trace: Annotated[
+        Path | None, typer.Option(help="write a trace here, from the first message on")
+    ] = None,
+    trace_packets: Annotated[
+        bool, typer.Option(help="the trace has the packets of all channels as well")
+    ] = False,
     control_path: Annotated[
         Path | None, typer.Option(help="listen for commands here, not in the registry's folder")
     ] = None,
@@ -43,6 +49,8 @@ def serve(
     if print_capabilities:
         print(capabilities())
         return
+    if trace_packets and trace is None and config is None:
+        fail("--trace-packets: give --trace as well")
     options = Options(
         config=config,
         vm=vm,
@@ -52,6 +60,8 @@ def serve(
         control_path=control_path,
         control_fd=control_fd,
         state=state,
+        trace=trace,
+        trace_packets=trace_packets,
     )
     try:
         status = run(options)

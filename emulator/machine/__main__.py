@@ -24,6 +24,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--control-fd", type=int, help="a listening UNIX socket for commands")
     parser.add_argument("--config", type=Path, help="JSON or TOML: vm and devices, or several vms")
     parser.add_argument("--state", type=Path, help="file for the state between two runs")
+    parser.add_argument("--trace", type=Path, help="write a trace to this file")
+    parser.add_argument("--trace-packets", action="store_true", help="trace packets as well")
     parser.add_argument("--print-capabilities", action="store_true", help="print JSON and end")
     args = vars(parser.parse_args(argv))
     if args.pop("print_capabilities"):

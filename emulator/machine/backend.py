@@ -36,6 +36,7 @@ from emulator.machine.host import VmbusHost
 from emulator.machine.inspect import inspect, peak_private_kib
 from emulator.machine.registry import RegistryError, registered
 from emulator.machine.report import Host
+from emulator.machine.tracesink import FileTrace, trace_command
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +52,7 @@ class Served:
     vmbus: socket.socket
     control: socket.socket
     state: Path | None = None
+    trace: FileTrace | None = None
 
 
 class Backend:
@@ -69,6 +71,8 @@ class Backend:
 
         ``ended`` is called when the one connection that was handed over, not accepted, has ended.
         """
+        if self._served.trace is not None:
+            self._served.trace.start(self._host.tracing)
         self._load()
         loop = asyncio.get_running_loop()
         vmbus, control = self._served.vmbus, self._served.control
@@ -96,7 +100,13 @@ class Backend:
             if self._session is not None:
                 self._session.close()
             host.connection_lost(None)
-        return self._keep()
+        kept = self._keep()
+        host.tracing.close()
+        if host.tracing.senders:
+            await asyncio.wait(host.tracing.senders)
+        if self._served.trace is not None:
+            await self._served.trace.finish()
+        return kept
 
     def _accept(self) -> None:
         try:
@@ -220,6 +230,8 @@ def _runner(host: VmbusHost) -> Any:
             return await status(args)
         if command == "inspect":
             return _inspect(host, args)
+        if command == "trace":
+            return trace_command(host, args)
         name, _, verb = command.partition(".")
         device = host.devices.get(name)
         action = device.commands().get(verb) if device else None

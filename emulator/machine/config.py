@@ -109,12 +109,15 @@ class ServedVm(HostConfig, frozen=True, forbid_unknown_fields=True):
     """One VM of ``vmbus serve``, with where QEMU and the user find it, and what it keeps.
 
     Without ``socket_path`` the socket has to come from the service manager; without
-    ``control_path`` it is made in the registry's folder. ``state`` is written at the end.
+    ``control_path`` it is made in the registry's folder. ``state`` is written at the end, ``trace``
+    all the time: with the channels' packets if ``trace_packets``.
     """
 
     socket_path: Path | None = None
     control_path: Path | None = None
     state: Path | None = None
+    trace: Path | None = None
+    trace_packets: bool = False
 
 
 class ServeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -127,7 +130,7 @@ class ServeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if not self.vms:
             raise ValueError("there is no VM in it")
         check_names("VM", [vm.vm for vm in self.vms])
-        for what in ("socket_path", "control_path", "state"):
+        for what in ("socket_path", "control_path", "state", "trace"):
             paths = [str(path) for vm in self.vms if (path := getattr(vm, what)) is not None]
             check_names(what, paths)
 

@@ -19,6 +19,7 @@ import os
 import socket
 import struct
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -39,6 +40,18 @@ class ControlGone(ControlError):
     """The backend has closed the connection: most often because it has ended."""
 
 
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """The result of a command that makes the connection its own: ``result`` is the answer's.
+
+    After the answer ``run`` writes whatever it wants, until it returns or is cancelled because the
+    other end has nothing more to say (it closed its half). The connection is closed then.
+    """
+
+    result: Any
+    run: Callable[[asyncio.StreamWriter], Awaitable[None]]
+
+
 class Request(msgspec.Struct, frozen=True):
     """One command."""
 
@@ -56,7 +69,7 @@ class Answer(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 Runner = Callable[[str, dict[str, Any]], Awaitable[Any]]
-"""Carries out a command; raises :class:`ControlError`."""
+"""Carries out a command; raises :class:`ControlError`. A :class:`Stream` is a result as well."""
 
 
 class ControlServer:
@@ -66,6 +79,7 @@ class ControlServer:
         """Carry out commands with ``runner`` for the user ``owner``; by default, our own."""
         self._runner = runner
         self._owner = os.geteuid() if owner is None else owner
+        self._streaming: set[asyncio.Task[None]] = set()
 
     async def listen(self, sock: socket.socket) -> asyncio.Server:
         """Serve connections to ``sock``, a listening UNIX socket."""
@@ -88,16 +102,22 @@ class ControlServer:
         finally:
             for task in tasks:
                 task.cancel()
+            # One that streams says how it ended, before the connection goes.
+            await asyncio.gather(*(tasks & self._streaming), return_exceptions=True)
             writer.close()
             with contextlib.suppress(ConnectionError):
                 await writer.wait_closed()
 
     async def _run(self, line: bytes, writer: asyncio.StreamWriter) -> None:
         ident = 0
+        stream: Stream | None = None
         try:
             request = msgspec.json.decode(line, type=Request)
             ident = request.id
-            answer = Answer(ident, result=await self._runner(request.command, request.args))
+            result = await self._runner(request.command, request.args)
+            if isinstance(result, Stream):
+                stream, result = result, result.result
+            answer = Answer(ident, result=result)
         except (ControlError, msgspec.DecodeError, UnicodeDecodeError) as error:
             answer = Answer(ident, error=str(error))
         except Exception as error:
@@ -105,7 +125,15 @@ class ControlServer:
             answer = Answer(ident, error=f"internal error: {error!r}")
         writer.write(msgspec.json.encode(answer) + b"\n")
         with contextlib.suppress(ConnectionError):
-            await writer.drain()
+            if stream is None:
+                await writer.drain()
+                return
+            task = asyncio.current_task()
+            assert task is not None
+            self._streaming.add(task)
+            task.add_done_callback(self._streaming.discard)
+            await stream.run(writer)
+            writer.close()
 
 
 def _peer(sock: socket.socket) -> int:

@@ -53,8 +53,10 @@ from emulator.machine.guestlog import vm_logger
 from emulator.machine.inspect import MessageMeter
 from emulator.machine.monitor import DEFAULT_LATENCY, monitored_channels
 from emulator.machine.signals import STUCK_SECONDS, GuestSignals, looks_stuck
+from emulator.machine.tracing import Tracing
 from emulator.memory import ATOMIC, GpaError, GuestMemory, MemoryMapError, PageView, RamRegion
 from emulator.ring import IncomingRing, OutgoingRing
+from emulator.trace.record import Event
 from emulator.wire.ntstatus import NtStatus
 from emulator.wire.packet import GpaRange
 
@@ -132,6 +134,7 @@ class VmbusHost:
         self._anew = False
         self.guest_errors: deque[str] = deque(maxlen=64)
         self.messages = MessageMeter()
+        self.tracing = Tracing(self)
         self.frontend_gone: Callable[[], None] = lambda: None
         """Called when a connection to QEMU has ended and the guest is forgotten."""
         self._signals = GuestSignals(self._memory)
@@ -161,6 +164,7 @@ class VmbusHost:
     def attach(self, session: Session) -> None:
         """Use ``session`` as the connection to the frontend."""
         self._session = session
+        self.tracing.event(Event.QEMU_CONNECTED)
 
     @property
     def connected(self) -> bool:
@@ -230,6 +234,7 @@ class VmbusHost:
 
     def reset(self) -> None:
         """Close every channel and forget the guest; offers stay."""
+        self.tracing.event(Event.RESET)
         self._deferred.clear()
         self._foreign = 0
         self._bus.reset()
@@ -237,6 +242,7 @@ class VmbusHost:
 
     def guest_message(self, connection_id: int, vp_index: int, payload: bytes) -> None:
         """Take a message of the guest, now or when the guest has read enough of ours."""
+        self.tracing.guest_message(connection_id, vp_index, payload)
         self._deferred.append(DeferredMessage(connection_id, payload))
         self._take_messages()
 
@@ -263,6 +269,7 @@ class VmbusHost:
         """Run the devices."""
         self._stopped = False
         self._signals.triggers.run(True)
+        self.tracing.event(Event.RESUMED)
         for device in self.devices.values():
             device.resume()
         self._take_messages()
@@ -276,12 +283,15 @@ class VmbusHost:
             nonlocal waiting
             waiting -= 1
             if waiting == 0:
-                self._stopped = True
-                done()
+                drained()
+
+        def drained() -> None:
+            self._stopped = True
+            self.tracing.event(Event.STOPPED)
+            done()
 
         if not self.devices:
-            self._stopped = True
-            done()
+            drained()
         for device in list(self.devices.values()):
             device.pause(paused)
 
@@ -301,6 +311,7 @@ class VmbusHost:
             )
         except DeviceStateError as error:
             raise StateRefused(str(error)) from error
+        self.tracing.event(Event.SAVED)
         return msgspec.msgpack.encode(state)
 
     def load(self, state: bytes) -> None:
@@ -328,8 +339,10 @@ class VmbusHost:
             self._restoring, self._anew = {}, False
         self._deferred = deque(saved.deferred)
         self._foreign = len(self._deferred)
+        self.tracing.event(Event.RESTORED, f"{self._foreign} messages of the guest held")
         if self._session is not None:
             for post in saved.posts:
+                self.tracing.host_message(post.vp_index, post.sint, post.payload, resent=True)
                 self._session.post(post)
 
     def _restore_devices(self, saved: HostState) -> None:
@@ -399,6 +412,7 @@ class VmbusHost:
         else:
             self._log.info("QEMU closed the connection")
         self._session = None
+        self.tracing.event(Event.QEMU_GONE, "" if error is None else str(error))
         if not self._stopped:
             self.stopping(lambda: None)
         self.reset()
@@ -500,9 +514,11 @@ class VmbusHost:
             self._pumping = False
 
     def _carry_out(self, effect: Effect) -> None:
+        self.tracing.effect(effect)
         match effect:
             case SendMessage():
                 if self._session is not None:
+                    self.tracing.host_message(effect.vp, effect.sint, effect.payload)
                     self.messages.host_message(effect.payload)
                     self._session.post(Post(effect.vp, effect.sint, effect.payload))
             case ChannelOpening():
@@ -557,10 +573,10 @@ class VmbusHost:
         slot.params = params
         slot.doorbell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         slot.interrupt = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        return (
-            IncomingRing(view.sub(0, split)),
-            OutgoingRing(view.sub(split, len(view) - split)),
-        )
+        incoming = IncomingRing(view.sub(0, split))
+        outgoing = OutgoingRing(view.sub(split, len(view) - split))
+        self.tracing.rings_made(slot.key, params, incoming, outgoing)
+        return incoming, outgoing
 
     def _open(self, slot: _Slot, params: OpenParams) -> None:
         try:

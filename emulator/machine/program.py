@@ -31,6 +31,8 @@ from emulator.machine.doorbells import DoorbellLoop
 from emulator.machine.guestlog import LimitedHandler
 from emulator.machine.registry import RegistryError, folder
 from emulator.machine.sockets import listen
+from emulator.machine.tracesink import FileTrace
+from emulator.trace.feed import Wanted
 
 _CONTROL_MODE: Final = 0o600
 _numbers: Final = itertools.count()
@@ -52,6 +54,8 @@ class Options:
     control_path: Path | None = None
     control_fd: int | None = None
     state: Path | None = None
+    trace: Path | None = None
+    trace_packets: bool = False
 
 
 def capabilities() -> str:
@@ -63,7 +67,7 @@ def capabilities() -> str:
         {
             "type": "vmbus-user",
             "protocol-version": PROTOCOL_VERSION,
-            "features": ["config", "control-path", "control-fd", "device", "state", "vm"],
+            "features": ["config", "control-path", "control-fd", "device", "state", "trace", "vm"],
             "devices": kinds(),
         }
     )
@@ -110,7 +114,10 @@ def gather(
         if not single and host.poll_us is None:
             # The loop is everybody's: none may poll for its own guest unless it is told to.
             host = msgspec.structs.replace(host, poll_us=0)
-        served.append(Served(host, vmbus, control, config.state))
+        trace = None
+        if config.trace is not None:
+            trace = FileTrace(config.trace, Wanted(packets=config.trace_packets))
+        served.append(Served(host, vmbus, control, config.state, trace))
     if inherited:
         names = ", ".join(name or "without a name" for name, _ in inherited)
         raise UsageError(f"the service manager handed over sockets nobody wants: {names}")
@@ -164,6 +171,8 @@ def _with_options(configs: list[ServedVm], options: Options) -> list[ServedVm]:
         "--control-path": options.control_path,
         "--control-fd": options.control_fd,
         "--state": options.state,
+        "--trace": options.trace,
+        "--trace-packets": options.trace_packets or None,
     }
     given = [name for name, value in one_only.items() if value is not None]
     if len(configs) > 1:
@@ -173,13 +182,17 @@ def _with_options(configs: list[ServedVm], options: Options) -> list[ServedVm]:
     for path, fd in (("--socket-path", "--fd"), ("--control-path", "--control-fd")):
         if path in given and fd in given:
             raise UsageError(f"{path} and {fd}: choose one")
-    changes: dict[str, Path] = {}
+    changes: dict[str, Path | bool] = {}
     if options.socket_path is not None:
         changes["socket_path"] = options.socket_path
     if options.control_path is not None:
         changes["control_path"] = options.control_path
     if options.state is not None:
         changes["state"] = options.state
+    if options.trace is not None:
+        changes["trace"] = options.trace
+    if options.trace_packets:
+        changes["trace_packets"] = True
     return [msgspec.structs.replace(configs[0], **changes)]
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from emulator.machine.control import ControlClient, ControlError, ControlServer
+from emulator.machine.control import ControlClient, ControlError, ControlServer, Stream
 from emulator.machine.sockets import listen
 
 
@@ -167,3 +167,27 @@ def test_a_file_that_is_no_socket_is_not_replaced(tmp_path: Path) -> None:
     with pytest.raises(FileExistsError, match="not a socket"):
         listen(tmp_path / "precious")
     assert (tmp_path / "precious").read_text() == "data"
+
+
+@pytest.mark.asyncio
+async def test_a_command_that_streams_has_the_connection_and_the_last_word(tmp_path: Path) -> None:
+    async def pour(writer: asyncio.StreamWriter) -> None:
+        try:
+            writer.write(b"first")
+            await asyncio.Event().wait()
+        finally:
+            writer.write(b" and last")
+
+    async def run(command: str, args: dict[str, Any]) -> Any:
+        return Stream({"streams": command}, pour)
+
+    server = await ControlServer(run).listen(listen(tmp_path / "control"))
+    reader, writer = await asyncio.open_unix_connection(tmp_path / "control")
+    writer.write(b'{"id": 3, "command": "pour"}\n')
+    assert await reader.readline() == b'{"id":3,"result":{"streams":"pour"}}\n'
+    assert await reader.readexactly(5) == b"first"
+    writer.write_eof()
+    assert await reader.read() == b" and last"
+    writer.close()
+    await writer.wait_closed()
+    server.close()
