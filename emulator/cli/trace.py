@@ -8,8 +8,9 @@ import contextlib
 import os
 import signal
 import sys
+from io import FileIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, BinaryIO, Final, NoReturn
+from typing import TYPE_CHECKING, Annotated, Final, NoReturn
 
 import typer
 
@@ -77,9 +78,10 @@ def trace(
     except (RegistryError, TraceError, NotPcapng, ValueError) as error:
         fail(str(error))
     except BrokenPipeError:
-        _reader_gone()
+        # Whoever read our output, such as Wireshark or head, has enough.
+        _leave(0)
     except KeyboardInterrupt:
-        raise typer.Exit(130) from None
+        _leave(128 + signal.SIGINT)
     except OSError as error:
         fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
 
@@ -155,7 +157,7 @@ class Printer:
 class Follower:
     """Takes the trace of a running backend: writes the bytes as they are, and prints them."""
 
-    def __init__(self, out: BinaryIO | None, printing: bool) -> None:
+    def __init__(self, out: FileIO | None, printing: bool) -> None:
         """Write to ``out``, if it is there, and print the records if ``printing``."""
         self._out = out
         self._printer = Printer(printing=printing)
@@ -219,8 +221,7 @@ class Follower:
         try:
             while data := await reader.read(_CHUNK):
                 if self._out is not None:
-                    self._out.write(data)
-                    self._out.flush()
+                    _write_all(self._out, data)
                 self._printer.show(parser.feed(data))
         except ConnectionResetError:
             pass
@@ -234,18 +235,29 @@ class Follower:
         print(f"{printer.records} records{dropped}", file=sys.stderr)
 
 
-def _target(write: str, stack: contextlib.ExitStack) -> BinaryIO | None:
-    """Open what ``--write`` names; raises OSError."""
+def _target(write: str, stack: contextlib.ExitStack) -> FileIO | None:
+    """Open what ``--write`` names, without a buffer; raises OSError."""
     if not write:
         return None
     if write == _STDOUT:
-        return sys.stdout.buffer
-    opened = os.open(write, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    return stack.enter_context(os.fdopen(opened, "wb"))
+        return stack.enter_context(FileIO(os.dup(sys.stdout.fileno()), "wb"))
+    return stack.enter_context(FileIO(write, "wb", opener=_private))
 
 
-def _reader_gone() -> NoReturn:
-    """End quietly: whoever read our output, such as Wireshark or head, has enough."""
-    # Python would flush standard output at its end, and complain.
+def _private(path: str, flags: int) -> int:
+    """Open for the owner alone: what guests send is nobody else's."""
+    return os.open(path, flags | os.O_CLOEXEC, 0o600)
+
+
+def _write_all(file: FileIO, data: bytes) -> None:
+    left = memoryview(data)
+    while left:
+        left = left[file.write(left) or 0 :]
+
+
+def _leave(status: int) -> NoReturn:
+    """End, and leave unwritten what nobody reads."""
+    # At its end Python flushes standard output: it would complain about a pipe that is closed, and
+    # wait for one that is full.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    raise typer.Exit(0)
+    raise typer.Exit(status)

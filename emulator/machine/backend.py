@@ -77,7 +77,9 @@ class Backend:
         loop = asyncio.get_running_loop()
         vmbus, control = self._served.vmbus, self._served.control
         server = await ControlServer(_runner(self._host)).listen(control)
-        await self._stack.enter_async_context(server)
+        # Not its context: from Python 3.12 on that waits for connections, and a trace has one
+        # until its last record.
+        self._stack.callback(server.close)
         self._stack.enter_context(_registered(self._served.config.vm, control.getsockname()))
         vmbus.setblocking(False)
         if is_listening(vmbus):

@@ -142,6 +142,31 @@ async def test_whoever_reads_our_pipe_may_go_away(backend: Running) -> None:
     assert b"Traceback" not in err
 
 
+async def test_a_trace_that_is_stuck_can_be_ended(tmp_path: Path, backend: Running) -> None:
+    ours, theirs = os.pipe()
+    process = await trace("one", "--packets", "--write", "-", stdout=theirs)
+    os.close(theirs)
+    machine = backend.connect("one")
+    opened = await open_data(machine)
+    # The first bytes say that it follows; the rest is more than the pipe takes.
+    await asyncio.to_thread(os.read, ours, 16)
+    for _ in range(100):
+        await machine.ask(opened, big_request())
+    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGTERM)
+    _, err = await process.communicate()
+    os.close(ours)
+    assert process.returncode == 130
+    assert b"Traceback" not in err
+
+
+def big_request() -> bytes:
+    """Return an echo request with 4,000 bytes beside its own."""
+    small = echo_request(1)
+    length8 = len(small) // 8 + 500
+    return small[:4] + length8.to_bytes(2, "little") + small[6:] + bytes(4000)
+
+
 async def test_a_reader_that_takes_nothing_holds_up_nobody(
     tmp_path: Path, backend: Running
 ) -> None:
@@ -154,10 +179,8 @@ async def test_a_reader_that_takes_nothing_holds_up_nobody(
     _, writer = await follow(tmp_path / "one.control")
     before = await peak(backend)
     rounds = 3000
-    big = echo_request(1)
-    big = big[:4] + (len(big) // 8 + 500).to_bytes(2, "little") + big[6:] + bytes(4000)
     for _ in range(rounds):
-        await machine.ask(opened, big)
+        await machine.ask(opened, big_request())
     assert (await backend.report("one")).channels[0].counters.packets_in == rounds
     assert await peak(backend) - before < 12 << 10
     status, _, err = await tracer.end()
@@ -192,10 +215,8 @@ async def test_a_reader_that_was_too_slow_is_told(tmp_path: Path, backend: Runni
     machine = backend.connect("one")
     opened = await open_data(machine)
     reader, writer = await follow(tmp_path / "one.control")
-    big = echo_request(1)
-    big = big[:4] + (len(big) // 8 + 500).to_bytes(2, "little") + big[6:] + bytes(4000)
     for _ in range(1500):
-        await machine.ask(opened, big)
+        await machine.ask(opened, big_request())
     # Only now it reads: what waited, and how much did not.
     writer.write_eof()
     data = await reader.read()
