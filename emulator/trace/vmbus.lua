@@ -508,9 +508,9 @@ local function dissect_message(body, info, tree, header, cut)
       local added = tree:add_le(item.field, body(at, item.width))
       local value = item.width <= 4 and body(at, item.width):le_uint()
       if item.name == "channel_id" or item.name == "target_vp" then
-        info.text[#info.text + 1] = item.name .. "=" .. value
+        info.text[#info.text + 1] = string.format("%s=%d", item.name, value)
       elseif item.name == "version_requested" then
-        info.text[#info.text + 1] = "version=" .. math.floor(value / 65536) .. "." .. value % 65536
+        info.text[#info.text + 1] = string.format("version=%d.%d", math.floor(value / 65536), value % 65536)
       elseif item.name == "gpadl_id" or item.name == "status" or item.name == "ring_buffer_gpadl_id" then
         info.text[#info.text + 1] = string.format("%s=0x%x", item.name, value)
       end
@@ -561,7 +561,7 @@ local function transfer_pages(body, tree, stop)
     return
   end
   for at = 24, stop - 8, 8 do
-    local range = tree:add(body(at, 8), "Transfer page range " .. (at - 24) / 8)
+    local range = tree:add(body(at, 8), "Transfer page range " .. math.floor((at - 24) / 8))
     range:add_le(fields.transfer_count, body(at, 4))
     range:add_le(fields.transfer_offset, body(at + 4, 4))
   end
@@ -579,14 +579,15 @@ local function match_transaction(pinfo, tree, header, number, flags, id)
       waiting[key] = nil
     elseif flags % 2 == 1 then
       waiting[key] = frame
-      sent_at[frame] = pinfo.abs_ts
+      sent_at[frame] = pinfo.rel_ts
     end
   end
   if response_of[frame] then tree:add(fields.response_in, response_of[frame]):set_generated() end
   local request = request_of[frame]
   if request then
     tree:add(fields.request_in, request):set_generated()
-    local delta = pinfo.abs_ts - sent_at[request]
+    local delta = pinfo.rel_ts - sent_at[request]
+    -- Relative times: a double has no nanoseconds of the years since 1970.
     local seconds = math.floor(delta)
     local nanoseconds = math.floor((delta - seconds) * 1e9 + 0.5)
     tree:add(fields.response_time, NSTime.new(seconds, nanoseconds)):set_generated()

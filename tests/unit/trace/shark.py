@@ -13,6 +13,9 @@ from emulator.trace import pcapng
 from emulator.trace.dissector import PATH
 from emulator.trace.record import Record
 
+BEGAN = 1_700_000_000_123_456_789
+"""When the traces of the tests begin, in ns: a time that no double has exactly."""
+
 Frame = dict[str, list[str]]
 """The fields of one frame: each name with all its values, as text."""
 
@@ -23,7 +26,9 @@ def capture(records: Sequence[Record | bytes], limit: int = 1 << 20) -> bytes:
     for number, record in enumerate(records):
         data = record if isinstance(record, bytes) else record.pack()
         flags = 0 if isinstance(record, bytes) else record.direction
-        blocks.append(pcapng.packet(0, number * 1_000_000, data[:limit], len(data), flags=flags))
+        blocks.append(
+            pcapng.packet(0, BEGAN + number * 1_000_000, data[:limit], len(data), flags=flags)
+        )
     return b"".join(blocks)
 
 
