@@ -26,6 +26,7 @@ from emulator.bus import (
     OfferKey,
     OpenParams,
     SendMessage,
+    SubchannelOrphaned,
 )
 from emulator.ring import IncomingRing, OutgoingRing
 from emulator.trace.feed import Feed, Wanted
@@ -170,6 +171,7 @@ class Tracing:
                 | ChannelReleased()
                 | GpadlCreated()
                 | GpadlTearingDown()
+                | SubchannelOrphaned()
             ):
                 # A message says it: one that was recorded, or that will be when it is sent.
                 pass

@@ -337,6 +337,7 @@ class ModelGuest:
 
     @property
     def shares_interrupt(self) -> bool:
+        """Whether all channels share one event flag, and the interrupt page tells which."""
         return self.version < 0x20004
 
     def set_bit(self, channel_id: int) -> None:
