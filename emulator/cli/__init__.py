@@ -18,6 +18,7 @@ from emulator.cli.conformance import app as conformance
 from emulator.cli.inspect import inspect
 from emulator.cli.ps import ps
 from emulator.cli.serve import serve
+from emulator.cli.state import app as state
 from emulator.cli.trace import trace
 from emulator.machine.config import Accel
 
@@ -134,6 +135,7 @@ app.command()(ps)
 app.command()(inspect)
 app.command()(serve)
 app.add_typer(conformance, name="conformance")
+app.add_typer(state, name="state")
 app.command()(trace)
 
 

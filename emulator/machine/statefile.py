@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final
 
 _HEAD: Final = struct.Struct("<8sIQ")
-_MAGIC: Final = b"VMBUSBE1"
+MAGIC: Final = b"VMBUSBE1"
 _LIMIT: Final = 1 << 30
 
 
@@ -29,7 +29,7 @@ def write(path: Path, state: bytes) -> None:
     fd, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with os.fdopen(fd, "wb") as file:
-            file.write(_HEAD.pack(_MAGIC, zlib.crc32(state), len(state)) + state)
+            file.write(_HEAD.pack(MAGIC, zlib.crc32(state), len(state)) + state)
             file.flush()
             os.fsync(file.fileno())
         Path(name).rename(path)
@@ -54,7 +54,7 @@ def read(path: Path) -> bytes | None:
             data = file.read(_LIMIT + 1)
     except FileNotFoundError:
         return None
-    if len(data) < _HEAD.size or data[: len(_MAGIC)] != _MAGIC:
+    if len(data) < _HEAD.size or data[: len(MAGIC)] != MAGIC:
         raise StateFileError(f"{path} is not the state of a VMBus backend")
     _, crc, size = _HEAD.unpack_from(data)
     state = data[_HEAD.size :]

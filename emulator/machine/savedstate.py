@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: MIT
+"""The VMBus host's state out of a snapshot, for people and tests: found, checked, decoded.
+
+In a snapshot the state lies inside QEMU's migration stream (docs/vmbus-user.md section 6). A stream
+has no table of contents, and RAM in it has whatever size it has, so the section is searched for: by
+the header that QEMU gives it, and believed if length and CRC-32 fit.
+"""
+
+from __future__ import annotations
+
+import mmap
+import struct
+import zlib
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from emulator.kmcl import DecodedStream, StreamError, decode_stream
+from emulator.machine import statefile
+from emulator.machine.host import HostState
+from emulator.machine.snapshot import STATE, SnapshotError
+
+_SECTION: Final = b"\x0avmbus-user"
+"""The section's name in a stream, with its length before it."""
+_HEAD: Final = struct.Struct(">IIII")
+"""Instance id, version of the section, then its fields: length and CRC-32 of the state."""
+_SECTION_VERSION: Final = 1
+
+
+def read_state(path: Path) -> bytes:
+    """Return the host's state in a snapshot's folder, a migration stream, or a backend's own file.
+
+    Raises :class:`SnapshotError`.
+    """
+    file = path / STATE if path.is_dir() else path
+    try:
+        with file.open("rb") as opened:
+            begins = opened.read(len(statefile.MAGIC))
+            if begins == statefile.MAGIC:
+                return statefile.read(path) or b""
+            if not begins:
+                raise SnapshotError(f"{file} is empty")
+            with mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                return _find(data, file)
+    except OSError as error:
+        raise SnapshotError(f"{file}: {error.strerror}") from error
+    except statefile.StateFileError as error:
+        raise SnapshotError(str(error)) from error
+
+
+def _find(data: mmap.mmap, file: Path) -> bytes:
+    damaged = False
+    # From the end: devices come after RAM, which may have such bytes in it as well.
+    position = data.rfind(_SECTION)
+    while position >= 0:
+        start = position + len(_SECTION)
+        if start + _HEAD.size <= len(data):
+            _, version, size, crc = _HEAD.unpack_from(data, start)
+            state = data[start + _HEAD.size : start + _HEAD.size + size]
+            if version == _SECTION_VERSION and len(state) == size and zlib.crc32(state) == crc:
+                return state
+            damaged |= version == _SECTION_VERSION
+        position = data.rfind(_SECTION, 0, position)
+    if damaged:
+        raise SnapshotError(f"{file}: the VMBus host's state in it is damaged")
+    raise SnapshotError(f"{file} has no state of a VMBus host in it: not of a machine with one?")
+
+
+def decode_state(state: bytes) -> HostState:
+    """Decode a host's state; raises :class:`SnapshotError`."""
+    try:
+        return msgspec.msgpack.decode(state, type=HostState)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise SnapshotError(f"the VMBus host's state cannot be read: {error}") from error
+
+
+def decode_channels(state: HostState) -> dict[str, dict[str, DecodedStream | StreamError]]:
+    """Return each device's channels, decoded; an error stands where a stream is none."""
+    found: dict[str, dict[str, DecodedStream | StreamError]] = {}
+    for device in state.devices:
+        found[device.name] = {}
+        for role, pieces in device.channels.items():
+            try:
+                found[device.name][role] = decode_stream(pieces)
+            except StreamError as error:
+                found[device.name][role] = error
+    return found
+
+
+def as_builtins(state: HostState) -> Any:
+    """Return all of it as what JSON has: bytes in hex, channels decoded."""
+    shown = msgspec.to_builtins(state, enc_hook=str, builtin_types=(bytes,))
+    for device in shown["devices"]:
+        device["channels"] = {}
+    for name, channels in decode_channels(state).items():
+        (device,) = (each for each in shown["devices"] if each["name"] == name)
+        for role, stream in channels.items():
+            device["channels"][role] = (
+                {"error": str(stream)}
+                if isinstance(stream, StreamError)
+                else msgspec.to_builtins(stream, builtin_types=(bytes,))
+            )
+    return _hex(shown)
+
+
+def _hex(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return value.hex()
+    if isinstance(value, dict):
+        return {str(key): _hex(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_hex(each) for each in value]
+    return value
