@@ -217,12 +217,13 @@ def _shown(record: Record, name: str, value: Any) -> list[str]:
     if record.kind is Kind.PACKET:
         return _packet_field(name, value)
     if name == "text":
-        return [str(value)]
+        return [value] if value else []
     if name == "tail":
         header = int.from_bytes(record.body[:4], "little") == m.MessageType.GPADL_HEADER
         return gpadl_pages(value, header=header)
     if isinstance(value, bytes):
-        return [f"{name}={_bytes(value.rstrip(bytes(1)))}"]
+        used = value.rstrip(bytes(1))
+        return [f"{name}={_bytes(used)}"] if used else []
     if name == "version_requested":
         return [f"version={value >> 16}.{value & 0xFFFF}"]
     if isinstance(value, UUID):
