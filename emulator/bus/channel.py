@@ -10,10 +10,11 @@ state that is *revoked* has lost its owner and waits for its guest.
 
 from __future__ import annotations
 
+from collections import UserDict
 from dataclasses import dataclass
 from enum import Enum
 
-from emulator.bus.effects import Offer, OpenParams
+from emulator.bus.effects import Offer, OfferKey, OpenParams
 from emulator.bus.outbox import Route
 
 
@@ -132,3 +133,27 @@ class Channel:
             request is not None and request.gpadl_id == gpadl_id
             for request in (self.open, self.reopen)
         )
+
+
+class ChannelTable(UserDict[OfferKey, Channel]):
+    """Channels by key, and by id: a guest names one in each message, and there may be 2,047."""
+
+    def __init__(self) -> None:
+        """Start empty."""
+        # Before the base class's, which may set items.
+        self._by_id: dict[int, Channel] = {}
+        super().__init__()
+
+    def __setitem__(self, key: OfferKey, channel: Channel) -> None:
+        """Add a channel, whose id does not change from then on."""
+        super().__setitem__(key, channel)
+        self._by_id[channel.channel_id] = channel
+
+    def __delitem__(self, key: OfferKey) -> None:
+        """Remove a channel; raises KeyError."""
+        del self._by_id[self[key].channel_id]
+        super().__delitem__(key)
+
+    def with_id(self, channel_id: int) -> Channel | None:
+        """Return the channel with this id, whatever its state."""
+        return self._by_id.get(channel_id)

@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Final, assert_never
 
-from emulator.bus.channel import Channel, ChannelState, OpenRequest
+from emulator.bus.channel import Channel, ChannelState, ChannelTable, OpenRequest
 from emulator.bus.contact import SINT_COUNT, Contact, IsVp
 from emulator.bus.effects import (
     ChannelClosing,
@@ -41,7 +41,7 @@ class Channels:
     def __init__(self, sharing: Sharing, outbox: Outbox, is_vp: IsVp) -> None:
         """Start without any; ``is_vp`` tells what a channel may interrupt."""
         self.offers_requested = False
-        self.table: dict[OfferKey, Channel] = {}
+        self.table = ChannelTable()
         self.ids: dict[OfferKey, int] = {}
         self.families = Families()
         self.opening = Opening(sharing, self.table, is_vp)
@@ -57,10 +57,8 @@ class Channels:
 
     def find(self, channel_id: int) -> Channel | None:
         """Return the channel with this id, if the guest knows it."""
-        for channel in self.table.values():
-            if channel.channel_id == channel_id and channel.state.guest_knows:
-                return channel
-        return None
+        channel = self.table.with_id(channel_id)
+        return channel if channel is not None and channel.state.guest_knows else None
 
     def follow(self, contact: Contact | None) -> None:
         """Go by what was negotiated in ``contact``."""
@@ -251,8 +249,7 @@ class Channels:
             self._outbox.blame(f"SINT {message.target_sint} for a reserved channel")
             return
         answer = Route(message.target_vp, message.target_sint)
-        found = [c for c in self.table.values() if c.channel_id == message.channel_id]
-        channel = found[0] if found else None
+        channel = self.table.with_id(message.channel_id)
         if channel is None or channel.open is None:
             # Nobody has its rings, which is all that the guest waits to hear.
             self._outbox.send_to(answer, m.CloseReservedChannelResponse(message.channel_id))
