@@ -11,6 +11,7 @@ state that is *revoked* has lost its owner and waits for its guest.
 from __future__ import annotations
 
 from collections import UserDict
+from collections.abc import ValuesView
 from dataclasses import dataclass
 from enum import Enum
 
@@ -153,6 +154,10 @@ class ChannelTable(UserDict[OfferKey, Channel]):
         """Remove a channel; raises KeyError."""
         del self._by_id[self[key].channel_id]
         super().__delitem__(key)
+
+    def values(self) -> ValuesView[Channel]:
+        """Return the channels; the base class's would look each up."""
+        return self.data.values()
 
     def with_id(self, channel_id: int) -> Channel | None:
         """Return the channel with this id, whatever its state."""

@@ -1,0 +1,349 @@
+// SPDX-License-Identifier: MIT
+/*
+ * A model guest in C, a process of its own, for the benchmarks of the host: fast enough not to be what is measured.
+ *
+ * It shares memory by memfd and signals by eventfd, as QEMU does with the backend. What it knows of a ring is that
+ * of Linux' guest drivers (drivers/hv/ring_buffer.c), not emulator/ring. Each packet that comes back is checked.
+ *
+ *   guest packets MEMFD PAGES BATCH TOTAL DOORBELL
+ *       Send TOTAL requests of 64 bytes, BATCH to a store of `in`, and spin for the completions of each batch before
+ *       the next. With BATCH 0 write whenever there is room, 32 packets at a time. DOORBELL is an eventfd, or -1: the
+ *       host looks by itself.
+ *   guest host MEMFD PAGES TOTAL
+ *       Be the host for that: what two processes in C take.
+ *   guest roundtrip MEMFD PAGES TOTAL DOORBELL INTERRUPT OFFSET
+ *       Send a request, ring, sleep until the interrupt's eventfd is written, TOTAL times; print each time in ns. The rings begin
+ *       OFFSET bytes into the memory.
+ *   guest pingpong TOTAL
+ *       Two processes that wake each other by two eventfds and do nothing else; print each time in ns.
+ */
+#define _GNU_SOURCE
+#include <poll.h>
+#include <sched.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#define PAGE 4096u
+#define PAYLOAD 64u
+#define IN_BAND 6u
+#define COMPLETION 11u
+#define FREE_RUNNING 32u
+
+enum { IN, OUT, MASK, PENDING }; /* indices of the words of a control page */
+
+struct descriptor {
+    uint16_t type, offset8, length8, flags;
+    uint64_t transaction;
+};
+
+struct ring {
+    uint32_t *control;
+    char *data;
+    uint32_t size, position;
+};
+
+static void
+die(const char *what)
+{
+    fprintf(stderr, "guest: %s\n", what);
+    exit(1);
+}
+
+static uint32_t
+load(const struct ring *ring, int word)
+{
+    return __atomic_load_n(&ring->control[word], __ATOMIC_ACQUIRE);
+}
+
+static void
+store(struct ring *ring, int word, uint32_t value)
+{
+    __atomic_store_n(&ring->control[word], value, __ATOMIC_RELEASE);
+}
+
+static void
+fence(void)
+{
+    __atomic_thread_fence(__ATOMIC_SEQ_CST);
+}
+
+static void
+relax(void)
+{
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#endif
+}
+
+/* Two rings lie behind each other: guest to host first. */
+static struct ring
+map_ring(int memfd, uint32_t pages, int second, int writer, off_t offset)
+{
+    size_t length = 2 * (size_t)pages * PAGE;
+    char *base = mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_SHARED, memfd, offset);
+    struct ring ring;
+
+    if (base == MAP_FAILED) {
+        die("cannot map the memory");
+    }
+    base += second ? (size_t)pages * PAGE : 0;
+    ring.control = (uint32_t *)base;
+    ring.data = base + PAGE;
+    ring.size = (pages - 1) * PAGE;
+    ring.position = load(&ring, writer ? IN : OUT);
+    return ring;
+}
+
+static uint32_t
+put(struct ring *ring, uint32_t at, const void *from, uint32_t length)
+{
+    uint32_t first = ring->size - at < length ? ring->size - at : length;
+
+    memcpy(ring->data + at, from, first);
+    memcpy(ring->data, (const char *)from + first, length - first);
+    return (at + length) % ring->size;
+}
+
+static uint32_t
+get(const struct ring *ring, uint32_t at, void *to, uint32_t length)
+{
+    uint32_t first = ring->size - at < length ? ring->size - at : length;
+
+    memcpy(to, ring->data + at, first);
+    memcpy((char *)to + first, ring->data, length - first);
+    return (at + length) % ring->size;
+}
+
+static uint32_t
+room(const struct ring *ring)
+{
+    return ring->size - (ring->position - load(ring, OUT) + ring->size) % ring->size;
+}
+
+static void
+write_packet(struct ring *ring, uint16_t type, uint16_t flags, uint64_t transaction, uint32_t length)
+{
+    static const char payload[PAYLOAD] = "0123456789abcdef";
+    struct descriptor descriptor = {type, 2, (uint16_t)(2 + length / 8), flags, transaction};
+    uint32_t trailer[2] = {0, ring->position}, at;
+
+    at = put(ring, ring->position, &descriptor, sizeof descriptor);
+    at = put(ring, at, payload, length);
+    ring->position = put(ring, at, trailer, sizeof trailer);
+}
+
+/* Show the reader what was written; true if it must be signalled. */
+static int
+publish(struct ring *ring, uint32_t before)
+{
+    store(ring, IN, ring->position);
+    fence();
+    return !load(ring, MASK) && load(ring, OUT) == before;
+}
+
+/* Take a packet off the ring; the space is released by the caller. */
+static void
+take(struct ring *ring, uint16_t type, uint64_t transaction)
+{
+    struct descriptor descriptor;
+    uint32_t at = get(ring, ring->position, &descriptor, sizeof descriptor);
+
+    if (descriptor.type != type || descriptor.transaction != transaction) {
+        die("a packet is not the one that is due");
+    }
+    ring->position = (at + descriptor.length8 * 8u - 16 + 8) % ring->size;
+}
+
+static void
+ring_doorbell(int doorbell)
+{
+    if (doorbell >= 0 && eventfd_write(doorbell, 1) < 0) {
+        die("cannot ring");
+    }
+}
+
+static uint64_t
+now(void)
+{
+    struct timespec time;
+
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    return (uint64_t)time.tv_sec * 1000000000u + (uint64_t)time.tv_nsec;
+}
+
+static void
+packets(int memfd, uint32_t pages, uint64_t batch, uint64_t total, int doorbell)
+{
+    struct ring up = map_ring(memfd, pages, 0, 1, 0), down = map_ring(memfd, pages, 1, 0, 0);
+    uint64_t sent = 0, heard = 0, free_running = !batch;
+
+    store(&down, MASK, 1);
+    if (free_running) {
+        batch = FREE_RUNNING;
+    }
+    while (heard < total) {
+        uint32_t before = up.position;
+
+        if (sent < total && (free_running || sent == heard) && room(&up) > batch * (PAYLOAD + 24)) {
+            for (uint64_t i = 0; i < batch && sent < total; i++) {
+                write_packet(&up, IN_BAND, 1, sent++, PAYLOAD);
+            }
+            if (publish(&up, before)) {
+                ring_doorbell(doorbell);
+            }
+        }
+        if (load(&down, IN) == down.position) {
+            relax();
+            continue;
+        }
+        for (uint32_t end = load(&down, IN); down.position != end;) {
+            take(&down, COMPLETION, heard++);
+        }
+        store(&down, OUT, down.position);
+        fence();
+        if (load(&down, PENDING)) {
+            ring_doorbell(doorbell); /* more often than the rule asks for, which does no harm */
+        }
+    }
+}
+
+static void
+host(int memfd, uint32_t pages, uint64_t total)
+{
+    struct ring up = map_ring(memfd, pages, 0, 0, 0), down = map_ring(memfd, pages, 1, 1, 0);
+    uint64_t done = 0;
+
+    store(&up, MASK, 1);
+    while (done < total) {
+        uint32_t end = load(&up, IN), before = down.position;
+
+        if (end == up.position) {
+            relax();
+            continue;
+        }
+        while (up.position != end && room(&down) > 24) {
+            take(&up, IN_BAND, done);
+            write_packet(&down, COMPLETION, 0, done++, 0);
+        }
+        store(&up, OUT, up.position);
+        publish(&down, before);
+    }
+}
+
+static void
+print_times(uint64_t *times, uint64_t total)
+{
+    for (uint64_t i = 0; i < total; i++) {
+        printf("%llu\n", (unsigned long long)times[i]);
+    }
+    free(times);
+}
+
+static void
+roundtrip(int memfd, uint32_t pages, uint64_t total, int doorbell, int interrupt, off_t offset)
+{
+    struct ring up = map_ring(memfd, pages, 0, 1, offset), down = map_ring(memfd, pages, 1, 0, offset);
+    uint64_t *times = calloc(total, sizeof *times);
+    eventfd_t count;
+
+    store(&down, MASK, 0);
+    for (uint64_t i = 0; times && i < total; i++) {
+        uint64_t start = now();
+        uint32_t before = up.position;
+
+        write_packet(&up, IN_BAND, 1, i, PAYLOAD);
+        if (publish(&up, before)) {
+            ring_doorbell(doorbell);
+        }
+        while (load(&down, IN) == down.position) {
+            struct pollfd rung = {.fd = interrupt, .events = POLLIN};
+
+            /* The backend has made it non-blocking, so it takes two calls, as in QEMU. */
+            if (poll(&rung, 1, -1) < 0 || eventfd_read(interrupt, &count) < 0) {
+                die("cannot wait for the interrupt");
+            }
+        }
+        take(&down, COMPLETION, i);
+        store(&down, OUT, down.position);
+        times[i] = now() - start;
+    }
+    print_times(times, total);
+}
+
+static void
+pingpong(uint64_t total)
+{
+    int ping = eventfd(0, 0), pong = eventfd(0, 0);
+    uint64_t *times = calloc(total, sizeof *times);
+    eventfd_t count;
+    cpu_set_t cpus, one;
+    pid_t child;
+
+    sched_getaffinity(0, sizeof cpus, &cpus);
+    child = fork();
+    if (!child) {
+        /* Guest on the last CPU, host on the first, as in the benchmark that this is compared with. */
+        for (int cpu = 0; cpu < CPU_SETSIZE; cpu++) {
+            if (CPU_ISSET(cpu, &cpus)) {
+                CPU_ZERO(&one);
+                CPU_SET(cpu, &one);
+                sched_setaffinity(0, sizeof one, &one);
+                break;
+            }
+        }
+        for (uint64_t i = 0; i < total; i++) {
+            if (eventfd_read(ping, &count) < 0 || eventfd_write(pong, 1) < 0) {
+                _exit(1);
+            }
+        }
+        _exit(0);
+    }
+    for (int cpu = CPU_SETSIZE - 1; cpu >= 0; cpu--) {
+        if (CPU_ISSET(cpu, &cpus)) {
+            CPU_ZERO(&one);
+            CPU_SET(cpu, &one);
+            sched_setaffinity(0, sizeof one, &one);
+            break;
+        }
+    }
+    for (uint64_t i = 0; times && i < total; i++) {
+        uint64_t start = now();
+
+        if (eventfd_write(ping, 1) < 0 || eventfd_read(pong, &count) < 0) {
+            die("cannot play");
+        }
+        times[i] = now() - start;
+    }
+    waitpid(child, NULL, 0);
+    print_times(times, total);
+}
+
+int
+main(int argc, char **argv)
+{
+    long number[8] = {0};
+
+    for (int i = 2; i < argc && i < 10; i++) {
+        number[i - 2] = atol(argv[i]);
+    }
+    if (argc == 7 && !strcmp(argv[1], "packets")) {
+        packets((int)number[0], (uint32_t)number[1], (uint64_t)number[2], (uint64_t)number[3], (int)number[4]);
+    } else if (argc == 5 && !strcmp(argv[1], "host")) {
+        host((int)number[0], (uint32_t)number[1], (uint64_t)number[2]);
+    } else if (argc == 8 && !strcmp(argv[1], "roundtrip")) {
+        roundtrip((int)number[0], (uint32_t)number[1], (uint64_t)number[2], (int)number[3], (int)number[4],
+                  (off_t)number[5]);
+    } else if (argc == 3 && !strcmp(argv[1], "pingpong")) {
+        pingpong((uint64_t)number[0]);
+    } else {
+        die("see the head of bench/guest.c for how to call it");
+    }
+    return 0;
+}
