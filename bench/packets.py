@@ -7,6 +7,8 @@ is a :class:`~emulator.kmcl.ServerChannel` on one CPU:
 
 one      one packet in the ring at a time: a read, a callback, a completion, a look at the ring each
 batch    32 packets to a store of `in`, and the next when all are answered
+count    no callback per packet (``init_set_drain``): completed unseen and counted, as many in the
+         ring as fit, 32 to a store of `in`
 doorbell as batch and one, through eventfds and the backend's event loop
 
 In the first three the doorbell is a call: the host looks again and again, as one does that polls.
@@ -184,6 +186,10 @@ def _finish(process: subprocess.Popen[str]) -> None:
         raise SystemExit("bench.packets: the model guest ended with an error")
 
 
+def _counting(channel: ServerChannel) -> None:
+    channel.init_set_drain(lambda channel, packets, payload_bytes: None)
+
+
 def _with_callback(channel: ServerChannel) -> None:
     channel.init_set_process_packet_callbacks(complete)
 
@@ -210,10 +216,11 @@ def main() -> int:
     gc.freeze()
     gc.disable()
     with built() as guest:
-        host = Host(_with_callback)
+        host, counting = Host(_with_callback), Host(_counting)
         rows = [
             Row("one", lambda n: host.run(guest, 1, n), args.packets, 250e3),
             Row("batch", lambda n: host.run(guest, 32, n), args.packets, 500e3),
+            Row("count", lambda n: counting.run(guest, 0, n), args.packets * 50, 5e6),
             Row("one, doorbell", lambda n: host.run_on_doorbells(guest, 1, n), args.packets),
             Row("batch, doorbell", lambda n: host.run_on_doorbells(guest, 32, n), args.packets),
             Row("one, C host", lambda n: run_in_c(guest, 1, n), args.packets),

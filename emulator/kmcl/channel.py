@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from emulator.kmcl.config import DEFAULT_TRANSACTION_QUOTA, ChannelPort
+from emulator.kmcl.config import DEFAULT_TRANSACTION_QUOTA, ChannelPort, ProcessPacket
 from emulator.kmcl.countdown import countdown
 from emulator.kmcl.errors import ChannelFault, FaultKind, KmclError
 from emulator.kmcl.gpadls import MappedGpadls
@@ -45,11 +45,11 @@ from emulator.kmcl.pipe import (
 from emulator.kmcl.settings import ConfiguredChannel
 from emulator.kmcl.snapshot import SaveResult, Snapshots
 from emulator.kmcl.states import Connection, OutgoingState, Queue, Restore, Run
-from emulator.kmcl.traffic import Hooks, Traffic, UnreadPacket
+from emulator.kmcl.traffic import IN_BAND, Hooks, Traffic, UnreadPacket
 from emulator.memory import PageView
 from emulator.ring import IncomingRing, OutgoingRing, RingCorrupt
 from emulator.wire.ntstatus import NtStatus
-from emulator.wire.packet import Packet
+from emulator.wire.packet import Packet, plain_packet
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,12 +102,15 @@ class ServerChannel(ConfiguredChannel):
                 signal=partial(port.signal, self),
                 poll_again=partial(port.poll_again, self),
                 deliver=self._deliver,
+                deliver_plain=self._deliver_plain,
+                drained=self._drained_unseen,
                 batch_done=self._batch_done,
                 released=self._check_drained,
                 faulted=self._faulted,
             ),
             DEFAULT_TRANSACTION_QUOTA,
         )
+        self._process_plain: ProcessPacket | None = None
         self._meter = self.traffic.meter
         self.packet_class: type[IncomingPacket] = IncomingPacket
         """What the next request becomes: after a doorbell that is timed, a :class:`TimedPacket`."""
@@ -181,8 +184,12 @@ class ServerChannel(ConfiguredChannel):
         self._refuse_in_callback("VmbChannelEnable")
         if self._connection is not Connection.DISABLED:
             raise self._misuse("it is enabled already")
-        if self._process_packet is None:
-            raise self._misuse("set the process packet callback before enabling it")
+        if self._process_packet is None and self._drain is None:
+            raise self._misuse("set the process packet callback or a drain before enabling it")
+        if self._drain is not None and self.is_pipe:
+            raise self._misuse("a pipe cannot be drained; set the process packet callback")
+        self.traffic.draining = self._drain is not None
+        self._process_plain = None if self.is_pipe else self._process_packet
         params = self.offer_params()
         primary = self.primary
         if primary is not None:
@@ -400,6 +407,8 @@ class ServerChannel(ConfiguredChannel):
             )
         if self._connection is not Connection.OPEN:
             return NtStatus.DEVICE_REMOVED
+        # Within a batch there may be completions that have not been tried yet.
+        self.traffic.flush()
         if self.traffic.queue or self._queue is not Queue.ON:
             return NtStatus.BUFFER_OVERFLOW
         packet = self.packet_allocate()
@@ -568,6 +577,9 @@ class ServerChannel(ConfiguredChannel):
     def _suspend(self, then: Callable[[], None]) -> None:
         """T6: stop reading, tell the VSP, and call ``then`` when it holds nothing any more."""
         self._drained.append(then)
+        if self._queue is Queue.ON:
+            # Completion routines may run in here, and do what they like.
+            self.traffic.end_batch()
         if self._queue is not Queue.ON:
             self._check_drained()
         elif self._deferred is not None:
@@ -679,7 +691,6 @@ class ServerChannel(ConfiguredChannel):
 
     def _deliver(self, packet: Packet) -> bool:
         """Hand a packet to the VSP; False if it was refused."""
-        assert self._process_packet is not None
         if self._maximum_external is not None:
             size = sum(gpa_range.length for gpa_range in packet.ranges)
             most, chain = self._maximum_external
@@ -692,6 +703,10 @@ class ServerChannel(ConfiguredChannel):
                 return False
         if self.is_pipe:
             return self._deliver_message(packet)
+        if self.traffic.draining:
+            self.traffic.complete_unseen(packet)
+            return False
+        assert self._process_packet is not None
         incoming = self.packet_class(
             self, packet.payload, packet.ranges, packet.transaction_id, packet.completion_requested
         )
@@ -735,6 +750,20 @@ class ServerChannel(ConfiguredChannel):
                 self.traffic.retried()
                 if self._suspend_after_retry:
                     self._suspend_now()
+
+    def _deliver_plain(self, transaction_id: int, payload: bytes, requested: bool) -> bool:
+        """As :meth:`_deliver`, for a packet without ranges: most are."""
+        process_packet = self._process_plain
+        if process_packet is None:
+            return self._deliver(plain_packet(IN_BAND, requested, transaction_id, payload))
+        incoming = self.packet_class(self, payload, (), transaction_id, requested)
+        self.traffic.held[incoming] = None
+        process_packet(self, incoming)
+        return True
+
+    def _drained_unseen(self, packets: int, payload_bytes: int) -> None:
+        if self._drain is not None:
+            self._drain(self, packets, payload_bytes)
 
     def _batch_done(self, count: int) -> None:
         if self._processing_complete is not None:

@@ -174,6 +174,9 @@ ProcessPacket = Callable[["ServerChannel", "IncomingPacket"], None]
 ProcessingComplete = Callable[["ServerChannel", int], None]
 """EvtChannelProcessingComplete: a batch of that many packets is over."""
 
+Drain = Callable[["ServerChannel", int, int], None]
+"""A drain(channel, packets, payload_bytes): so many requests were completed since the last call."""
+
 SavePacket = Callable[["ServerChannel", "OutgoingPacket", int], SavedPacket]
 """EvtSavePacket(channel, packet, SaveBufSize): called with size 0 first, then, if that failed, once
 more with the BytesNeeded it gave."""

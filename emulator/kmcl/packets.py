@@ -53,7 +53,7 @@ class IncomingPacket:
         """Made by the channel only."""
         self._channel = channel
         self._done = False
-        self._views: list[memoryview] = []
+        self._views: list[memoryview] | None = None
         self.payload: Final = payload
         self.external: Final = external
         """The ranges of a GPA-direct packet; empty for an in-band one."""
@@ -78,7 +78,7 @@ class IncomingPacket:
             raise
         if read_only:
             views = [view.toreadonly() for view in views]
-        self._views += views
+        self._views = [*(self._views or ()), *views]
         return list(views)
 
     def complete(self, data: bytes = b"") -> None:
@@ -93,11 +93,14 @@ class IncomingPacket:
         """
         if self._done:
             self._refuse_when_done("completed")
-        self._channel.check_fits(data)
+        channel = self._channel
+        data = bytes(data)
+        if data:
+            channel.check_fits(data)
         self._done = True
         if self._views:
             self._end_views()
-        self._channel.traffic.complete(self, bytes(data))
+        channel.traffic.complete(self, data)
 
     def defer(self) -> None:
         """VmbChannelPacketDeferToPassive: have the process callback called once more, at PASSIVE.
@@ -125,7 +128,8 @@ class IncomingPacket:
         """
         self._refuse_when_done("failed")
         self._done = True
-        self._end_views()
+        if self._views:
+            self._end_views()
         self._channel.traffic.fail(self, reason)
 
     def _refuse_when_done(self, what: str) -> None:
@@ -136,11 +140,11 @@ class IncomingPacket:
             )
 
     def _end_views(self) -> None:
-        for view in self._views:
+        for view in self._views or ():
             # A view that something still exports (a read in flight) is left to its owner.
             with contextlib.suppress(BufferError):
                 view.release()
-        self._views.clear()
+        self._views = None
 
 
 class TimedPacket(IncomingPacket):

@@ -20,6 +20,7 @@ from emulator.kmcl.config import (
     DESCRIPTOR_SIZE,
     KMCL_MTU,
     MAXIMUM_OFFER_DATA,
+    Drain,
     FaultCallback,
     InitFlags,
     OfferParams,
@@ -65,6 +66,7 @@ class ConfiguredChannel:
         self._maximum_external: tuple[int, int] | None = None
         self._state_callbacks = StateChangeCallbacks()
         self._process_packet: ProcessPacket | None = None
+        self._drain: Drain | None = None
         self._processing_complete: ProcessingComplete | None = None
         self._save_packet: SavePacket | None = None
         self._restore_packet: RestorePacket | None = None
@@ -269,8 +271,20 @@ class ConfiguredChannel:
     ) -> None:
         """VmbChannelInitSetProcessPacketCallbacks."""
         self._configuring("the process callbacks")
-        self._process_packet = process_packet
+        self._process_packet, self._drain = process_packet, None
         self._processing_complete = processing_complete
+
+    def init_set_drain(self, drain: Drain) -> None:
+        """Have each request completed without data and without a packet object, and ``drain`` told
+        how many there were, once for a batch: not a DDI, but for a VSP that throws its requests
+        away, or only counts them.
+
+        There is no process callback then: the last of the two that is set counts. Requests are
+        completed in order, and no faster than the guest takes the completions; its own completions,
+        and faults, are as on any channel. A pipe cannot be drained.
+        """
+        self._configuring("the drain")
+        self._drain, self._process_packet = drain, None
 
     def init_set_save_restore_packet_callbacks(
         self, save_packet: SavePacket, restore_packet: RestorePacket

@@ -12,7 +12,16 @@ A guest that writes as fast as it is read would keep the reader busy for ever, a
 waiting. After ``READ_LIMIT`` packets the reader stops, leaves the mask set, so that no doorbell is
 needed or sent, and asks its provider to be polled again.
 
+A batch is what one call of C has copied out of the ring. Its packets are consumed one by one, each
+before it is delivered, so that what a callback does (pause, close, reach the quota) finds the ring
+as if they had been read one by one; what is not delivered then is read anew.
+
+Draining. A VSP that only counts can have the requests completed without seeing them: C does it, and
+leaves each packet that is not plain, and each completion that does not fit, to the way above.
+
 Writing. Packets and completions share one FIFO queue; each goes through it, so nothing overtakes.
+While a batch is delivered, completions only enter it: they are written, published and signalled
+once, at its end. Who stops the reading gets them written at once, and so from then on.
 When the head does not fit, the ring is asked to have the guest signal us when there is room, and
 looks once more.
 
@@ -37,15 +46,21 @@ from emulator.kmcl.packets import (
     TransactionTable,
 )
 from emulator.kmcl.states import OutgoingState
-from emulator.ring import IncomingRing, OutgoingRing, PacketTooLarge, RingCorrupt
+from emulator.ring import IncomingRing, OutgoingRing, PacketAhead, PacketTooLarge, RingCorrupt
 from emulator.wire.ntstatus import NtStatus
-from emulator.wire.packet import Packet, PacketType
+from emulator.wire.packet import Packet, PacketType, plain_packet
 
 COMPLETION_BACKLOG_LIMIT: Final = 1024
 """Completions queued before reading stops: a guest that never reads must not fill our memory."""
 
 READ_LIMIT: Final = 64
 """Packets read in one go before others have a turn: about half a millisecond of work."""
+
+DRAIN_LIMIT: Final = 1024
+"""The same where nothing is done with a packet but to complete it."""
+
+IN_BAND: Final = int(PacketType.IN_BAND)
+"""An int, because a comparison with an enum's member costs more."""
 
 
 class Hold(Enum):
@@ -68,6 +83,10 @@ class Hooks:
     """Have :meth:`Traffic.poll` called once more, later, without a doorbell."""
     deliver: Callable[[Packet], bool]
     """Hand a request to the VSP; False if the channel refused it."""
+    deliver_plain: Callable[[int, bytes, bool], bool]
+    """The same for one without ranges: transaction id, payload, whether it asks for completion."""
+    drained: Callable[[int, int], None]
+    """So many requests, with so many bytes of payload, were completed unseen."""
     batch_done: Callable[[int], None]
     released: Callable[[], None]
     """An incoming packet has ended."""
@@ -94,6 +113,8 @@ class Traffic:
         self._transmitting = False
         self._polling = False
         self._look_again = False
+        self._batching = False
+        self._undisturbed = False
         self._may_take = 0
         self._flushing = False
         self._space_requested = False
@@ -105,12 +126,16 @@ class Traffic:
         self.table = TransactionTable()
         self.faults: list[ChannelFault] = []
         self.meter = Meter()
+        self._unseen = self._unseen_bytes = 0
+        self.draining = False
+        """Whether requests are completed unseen."""
 
     # Rings come and go.
 
     def attach(self, incoming: IncomingRing, outgoing: OutgoingRing) -> None:
         """Use these rings; they are initialised or attached already."""
         self._incoming, self._outgoing = incoming, outgoing
+        self._undisturbed = False
         self._hold = None
         self._space_requested = False
 
@@ -140,7 +165,8 @@ class Traffic:
 
     def stop_receiving(self) -> None:
         """Read no more; what was read is published to the guest as read."""
-        self._receiving = False
+        self.end_batch()
+        self._receiving = self._undisturbed = False
         if self._incoming is not None:
             self._commit(self._incoming)
             self._incoming.mask()
@@ -191,7 +217,7 @@ class Traffic:
             self._look_again = True
             return
         self._polling = True
-        self._may_take = READ_LIMIT
+        self._may_take = DRAIN_LIMIT if self.draining else READ_LIMIT
         try:
             while self._poll_once():
                 pass
@@ -211,27 +237,41 @@ class Traffic:
                 if not self._may_take:
                     self._hooks.poll_again()
                     return False
-                return self._unmask(ring) or self._look_again
+                try:
+                    return ring.unmask() or self._look_again
+                except RingCorrupt as error:
+                    self._incoming_corrupt(error)
         return self._look_again
-
-    def _unmask(self, ring: IncomingRing) -> bool:
-        try:
-            return ring.unmask()
-        except RingCorrupt as error:
-            self._incoming_corrupt(error)
-            return False
 
     def _incoming_corrupt(self, error: RingCorrupt) -> None:
         self.fault(FaultKind.INCOMING_RING, f"the guest-to-host ring is corrupt: {error}")
 
     def _may_read(self) -> bool:
-        return (
-            self._receiving
-            and self._hold is None
-            and not (self.faults and any(fault.kind.stops_reading for fault in self.faults))
-        )
+        if not self._receiving or self._hold is not None:
+            return False
+        return not (self.faults and any(fault.kind.stops_reading for fault in self.faults))
 
     def _read_batch(self, ring: IncomingRing) -> None:
+        self._batching = True
+        try:
+            delivered = self._read_packets(ring)
+            if delivered:
+                self._hooks.batch_done(delivered)
+            if self._unseen:
+                self._tell_drained()
+        finally:
+            self._batching = False
+            if self.queue:
+                self.flush()
+
+    def end_batch(self) -> None:
+        """Write what completions there are, and each at once from now on."""
+        if self._batching:
+            self._batching = False
+            self.flush()
+
+    def _read_packets(self, ring: IncomingRing) -> int:
+        """Read until there is a reason not to; returns how many packets went to the VSP."""
         delivered = 0
         could_take = self._may_take
         try:
@@ -242,6 +282,16 @@ class Traffic:
                 if self._backlog >= COMPLETION_BACKLOG_LIMIT:
                     self._hold = Hold.BACKLOG
                     break
+                if self.draining and self._drain(ring):
+                    continue
+                packets = ring.read_ahead(
+                    1 if self.draining else min(self._may_take, self.quota - len(self.held))
+                )
+                if packets is None:
+                    break
+                if packets:
+                    delivered += self._take_plain(ring, packets)
+                    continue
                 packet = ring.read()
                 if packet is None:
                     break
@@ -253,8 +303,62 @@ class Traffic:
             self.meter.packets_in += could_take - self._may_take
             if ring is self._incoming and self._receiving:
                 self._commit(ring)
-        if delivered:
-            self._hooks.batch_done(delivered)
+        return delivered
+
+    def _take_plain(self, ring: IncomingRing, packets: list[PacketAhead]) -> int:
+        """Act on packets one by one, as long as they may be; returns how many went to the VSP."""
+        delivered = 0
+        deliver = self._hooks.deliver_plain
+        self._undisturbed = True
+        for number, flags, transaction_id, payload, next_out in packets:
+            ring.consume(next_out)
+            self._may_take -= 1
+            if number == IN_BAND:
+                delivered += deliver(transaction_id, payload, flags != 0)
+            else:
+                delivered += self._take(plain_packet(number, flags, transaction_id, payload))
+            if (
+                not self._undisturbed
+                or self._hold is not None
+                or len(self.held) >= self.quota
+                or self._backlog >= COMPLETION_BACKLOG_LIMIT
+            ):
+                break
+        return delivered
+
+    def _drain(self, ring: IncomingRing) -> bool:
+        """Complete requests unseen; False if the next packet is not for this."""
+        outgoing = self._outgoing
+        if outgoing is None or self.queue or not self._may_write():
+            return False
+        try:
+            drained = ring.drain(outgoing, self._may_take)
+        except RingCorrupt as error:
+            self._outgoing_corrupt(error)
+            return True
+        if not drained.packets:
+            return False
+        self._may_take -= drained.packets
+        self._unseen += drained.packets
+        self._unseen_bytes += drained.payload_bytes
+        self.meter.packets_out += drained.completions
+        if drained.completions and self._publish(outgoing):
+            self._hooks.signal()
+        return True
+
+    def complete_unseen(self, packet: Packet) -> None:
+        """Count a request, and complete it if it asks for that, without a packet object."""
+        self._unseen += 1
+        self._unseen_bytes += len(packet.payload)
+        if packet.completion_requested:
+            self.queue_completion(QueuedCompletion(packet.transaction_id, b""))
+            if not self._batching:
+                self.flush()
+
+    def _tell_drained(self) -> None:
+        packets, payload_bytes = self._unseen, self._unseen_bytes
+        self._unseen = self._unseen_bytes = 0
+        self._hooks.drained(packets, payload_bytes)
 
     def _commit(self, ring: IncomingRing) -> None:
         try:
@@ -298,8 +402,12 @@ class Traffic:
     def complete(self, packet: IncomingPacket, data: bytes) -> None:
         """Send the completion, if the guest asked for it, and go on reading if that was held up."""
         if packet.completion_requested:
-            self.queue_completion(QueuedCompletion(packet.transaction_id, data))
-            self.flush()
+            # What QueuedCompletion() does, without a call of Python code for each packet.
+            item = tuple.__new__(QueuedCompletion, (packet.transaction_id, data))
+            self.queue.append(item)
+            self._backlog += 1
+            if not self._batching:
+                self.flush()
         self._release(packet)
 
     def fail(self, packet: IncomingPacket, reason: str) -> None:
@@ -309,6 +417,9 @@ class Traffic:
 
     def _release(self, packet: IncomingPacket) -> None:
         del self.held[packet]
+        if self._receiving and self._hold is None:
+            # Nearly always: nobody waits for the packet to end.
+            return
         go_on = self._hold is Hold.QUOTA and len(self.held) < self.quota
         if go_on:
             self._hold = None
@@ -356,13 +467,15 @@ class Traffic:
     def _flush_once(self) -> bool:
         """Write, publish and signal once; True if there may be more to do."""
         ring = self._outgoing
-        if ring is None or not self.queue or not self._transmitting:
-            return False
-        if self.faults and not all(fault.kind.stops_reading for fault in self.faults):
+        if ring is None or not self.queue or not self._may_write():
             return False
         written: list[OutgoingPacket | QueuedCompletion] = []
+        completions = 0
         try:
             try:
+                if isinstance(self.queue[0], QueuedCompletion):
+                    completions = ring.write_completions(self.queue)
+                    written = self._take_from_queue(completions)
                 while self.queue and self._write(ring, self.queue[0]):
                     written.append(self.queue.popleft())
             except PacketTooLarge as error:
@@ -376,16 +489,36 @@ class Traffic:
             self.queue.extendleft(reversed(written))
             self._outgoing_corrupt(error)
             return False
-        signal = False
-        try:
-            signal = ring.publish()
-        except RingCorrupt as error:
-            self._outgoing_corrupt(error)
+        signal = self._publish(ring)
         if self._space_requested and not self.queue:
             ring.clear_space_request()
             self._space_requested = False
-        self._written(written, signal)
-        return True
+        self.meter.packets_out += len(written)
+        self._backlog -= completions
+        self._written(written[completions:] if completions else written, signal)
+        return bool(self.queue)
+
+    def _take_from_queue(self, count: int) -> list[OutgoingPacket | QueuedCompletion]:
+        """Remove so many items from the front."""
+        queue = self.queue
+        if count == len(queue):
+            taken = list(queue)
+            queue.clear()
+            return taken
+        return [queue.popleft() for _ in range(count)]
+
+    def _publish(self, ring: OutgoingRing) -> bool:
+        """Show the guest what was written; True if it must be signalled."""
+        try:
+            return ring.publish()
+        except RingCorrupt as error:
+            self._outgoing_corrupt(error)
+            return False
+
+    def _may_write(self) -> bool:
+        return self._transmitting and not (
+            self.faults and any(not fault.kind.stops_reading for fault in self.faults)
+        )
 
     def _outgoing_corrupt(self, error: RingCorrupt) -> None:
         self.fault(FaultKind.OUTGOING_RING, f"the host-to-guest ring is corrupt: {error}")
@@ -417,7 +550,6 @@ class Traffic:
         return ring.request_space(ring.packet_size(len(self.queue[0].payload)))
 
     def _written(self, items: list[OutgoingPacket | QueuedCompletion], signal: bool) -> None:
-        self.meter.packets_out += len(items)
         # All states first: the guest may answer from within the signal.
         complete: list[OutgoingPacket] = []
         for item in items:
@@ -437,6 +569,7 @@ class Traffic:
     def fault(self, kind: FaultKind, text: str) -> None:
         """Stop one direction and report it."""
         fault = ChannelFault(kind, text)
+        self._undisturbed = False
         self.faults.append(fault)
         if kind.stops_reading and self._incoming is not None:
             self._incoming.mask()

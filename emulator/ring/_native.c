@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 /*
- * emulator.ring._native: the packets that nearly all traffic consists of, in one call each.
+ * emulator.ring._native: the packets that nearly all traffic consists of, one or many in a call.
  *
  * A plain packet is in-band, a cancellation or a completion, without a header between descriptor and payload. It is
  * read and written here as emulator/ring/incoming.py and outgoing.py do with emulator/wire/packet.py, which remain
@@ -20,9 +20,11 @@
 #define IN_OFFSET 0
 #define OUT_OFFSET 4
 #define INTERRUPT_MASK_OFFSET 8
+#define PENDING_SEND_SIZE_OFFSET 12
 #define DATA_START VIEW_PAGE_SIZE
 #define DESCRIPTOR_SIZE 16
 #define TRAILER_SIZE 8
+#define MAX_PACKET (UINT16_MAX * (Py_ssize_t)8 + TRAILER_SIZE) /* what length8 can express */
 
 enum { IN_BAND = 6, CANCEL = 10, COMPLETION = 11 };
 
@@ -123,6 +125,57 @@ ahead(Py_ssize_t size, Py_ssize_t from, Py_ssize_t to)
     return to >= from ? to - from : to - from + size;
 }
 
+/* Whether a plain packet begins at `out`; then its descriptor, a copy, and its length without the trailer. */
+static int
+plain_at(const PageView *view, Py_ssize_t size, Py_ssize_t out, Py_ssize_t available, Descriptor *descriptor,
+         Py_ssize_t *length)
+{
+    if (available < DESCRIPTOR_SIZE + TRAILER_SIZE) {
+        return 0;
+    }
+    /* A copy: the guest may change what is in the ring while it is looked at. */
+    ring_read(view, size, out, (char *)descriptor, DESCRIPTOR_SIZE);
+    /* The compiler is not to load a field from the ring once more, either. */
+    __atomic_signal_fence(__ATOMIC_SEQ_CST);
+    *length = (Py_ssize_t)le16toh(descriptor->length8) * 8;
+    return is_plain(le16toh(descriptor->type)) && le16toh(descriptor->flags) <= 1
+        && le16toh(descriptor->data_offset8) * 8 == DESCRIPTOR_SIZE && *length >= DESCRIPTOR_SIZE
+        && *length + TRAILER_SIZE <= available;
+}
+
+static PyObject *
+plain_payload(const PageView *view, Py_ssize_t size, Py_ssize_t out, Py_ssize_t length)
+{
+    PyObject *payload = PyBytes_FromStringAndSize(NULL, length - DESCRIPTOR_SIZE);
+
+    if (payload) {
+        ring_read(view, size, out + DESCRIPTOR_SIZE, PyBytes_AsString(payload), length - DESCRIPTOR_SIZE);
+    }
+    return payload;
+}
+
+/* The offsets of a reader, from the arguments 1 to 3; 0, or -1 with an exception. */
+static int
+reader_offsets(PyObject *const *args, Py_ssize_t size, Py_ssize_t *released, Py_ssize_t *out, Py_ssize_t *in)
+{
+    *released = data_offset(args[1], size);
+    *out = *released < 0 ? -1 : data_offset(args[2], size);
+    *in = *out < 0 ? -1 : data_offset(args[3], size);
+    return *in < 0 ? -1 : 0;
+}
+
+/* Load `in` anew; -1 if the guest broke a rule with it. */
+static Py_ssize_t
+refreshed_in(const PageView *view, Py_ssize_t size, Py_ssize_t released, Py_ssize_t out)
+{
+    Py_ssize_t in = le32toh(__atomic_load_n(control_word(view, IN_OFFSET), __ATOMIC_ACQUIRE));
+
+    if (in >= size || in & 7 || ahead(size, released, in) < ahead(size, released, out)) {
+        return -1;
+    }
+    return in;
+}
+
 PyDoc_STRVAR(read_plain_doc,
 "read_plain(view, released, out, in) -> (type, flags, transaction_id, payload, next_out, in) or None\n\n"
 "Copy the packet at `out` out of a ring whose writer has published up to `in`. If that is nothing, `in` is loaded\n"
@@ -131,7 +184,7 @@ PyDoc_STRVAR(read_plain_doc,
 static PyObject *
 read_plain(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
 {
-    Py_ssize_t size, released, out, in, available, length;
+    Py_ssize_t size, released, out, in, length;
     PyObject *payload;
     Descriptor descriptor;
     PageView *view;
@@ -145,40 +198,131 @@ read_plain(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
         return NULL;
     }
     size = view->length - DATA_START;
-    released = data_offset(args[1], size);
-    out = released < 0 ? -1 : data_offset(args[2], size);
-    in = out < 0 ? -1 : data_offset(args[3], size);
-    if (in < 0) {
+    if (reader_offsets(args, size, &released, &out, &in) < 0) {
         return NULL;
     }
     if (in == out) {
-        in = le32toh(__atomic_load_n(control_word(view, IN_OFFSET), __ATOMIC_ACQUIRE));
-        if (in >= size || in & 7 || ahead(size, released, in) < ahead(size, released, out)) {
+        in = refreshed_in(view, size, released, out);
+        if (in < 0) {
             Py_RETURN_NONE;
         }
     }
-    available = ahead(size, out, in);
-    if (available < DESCRIPTOR_SIZE + TRAILER_SIZE) {
+    if (!plain_at(view, size, out, ahead(size, out, in), &descriptor, &length)) {
         Py_RETURN_NONE;
     }
-    /* A copy: the guest may change what is in the ring while it is looked at. */
-    ring_read(view, size, out, (char *)&descriptor, DESCRIPTOR_SIZE);
-    /* The compiler is not to load a field from the ring once more, either. */
-    __atomic_signal_fence(__ATOMIC_SEQ_CST);
-    length = (Py_ssize_t)le16toh(descriptor.length8) * 8;
-    if (!is_plain(le16toh(descriptor.type)) || le16toh(descriptor.flags) > 1
-        || le16toh(descriptor.data_offset8) * 8 != DESCRIPTOR_SIZE || length < DESCRIPTOR_SIZE
-        || length + TRAILER_SIZE > available) {
-        Py_RETURN_NONE;
-    }
-    payload = PyBytes_FromStringAndSize(NULL, length - DESCRIPTOR_SIZE);
+    payload = plain_payload(view, size, out, length);
     if (!payload) {
         return NULL;
     }
-    ring_read(view, size, out + DESCRIPTOR_SIZE, PyBytes_AsString(payload), length - DESCRIPTOR_SIZE);
     return Py_BuildValue("(iiKNnn)", (int)le16toh(descriptor.type), (int)le16toh(descriptor.flags),
                          (unsigned long long)le64toh(descriptor.transaction_id), payload,
                          (out + length + TRAILER_SIZE) % size, in);
+}
+
+/* (type, flags, transaction id, payload, next `out`), which is faster than Py_BuildValue. */
+static PyObject *
+plain_tuple(const PageView *view, Py_ssize_t size, Py_ssize_t out, const Descriptor *descriptor, Py_ssize_t length)
+{
+    PyObject *fields[] = {
+        PyLong_FromLong(le16toh(descriptor->type)),
+        PyLong_FromLong(le16toh(descriptor->flags)),
+        PyLong_FromUnsignedLongLong(le64toh(descriptor->transaction_id)),
+        plain_payload(view, size, out, length),
+        PyLong_FromSsize_t((out + length + TRAILER_SIZE) % size),
+    };
+    const Py_ssize_t count = sizeof fields / sizeof fields[0];
+    PyObject *tuple = PyTuple_New(count);
+    int failed = !tuple;
+
+    for (Py_ssize_t i = 0; i < count; i++) {
+        failed |= !fields[i];
+    }
+    for (Py_ssize_t i = 0; i < count; i++) {
+        if (failed) {
+            Py_XDECREF(fields[i]);
+        } else {
+            PyTuple_SetItem(tuple, i, fields[i]); /* steals it */
+        }
+    }
+    if (failed) {
+        Py_XDECREF(tuple);
+        return NULL;
+    }
+    return tuple;
+}
+
+PyDoc_STRVAR(read_ahead_doc,
+"read_ahead(view, released, out, in, limit) -> ([(type, flags, transaction_id, payload, next_out), ...], in) or None\n\n"
+"Copy up to `limit` plain packets from `out` on; if nothing is published, `in` is loaded anew. None if there is no\n"
+"packet. The list ends before a packet that is not plain, or breaks a rule, and is empty if that is the first.");
+
+static PyObject *
+read_ahead(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
+{
+    Py_ssize_t size, released, out, in, limit, length;
+    Descriptor descriptor;
+    PyObject *list;
+    PageView *view;
+
+    if (nargs != 5) {
+        PyErr_Format(PyExc_TypeError, "expected 5 arguments, got %zd", nargs);
+        return NULL;
+    }
+    view = ring_view(module, args[0]);
+    if (!view) {
+        return NULL;
+    }
+    size = view->length - DATA_START;
+    if (reader_offsets(args, size, &released, &out, &in) < 0) {
+        return NULL;
+    }
+    limit = PyLong_AsSsize_t(args[4]);
+    if (limit == -1 && PyErr_Occurred()) {
+        return NULL;
+    }
+    if (in == out) {
+        Py_ssize_t fresh = refreshed_in(view, size, released, out);
+
+        if (fresh == out) {
+            Py_RETURN_NONE;
+        }
+        if (fresh >= 0) {
+            in = fresh;
+        }
+    }
+    list = PyList_New(0);
+    while (list && limit-- > 0 && plain_at(view, size, out, ahead(size, out, in), &descriptor, &length)) {
+        PyObject *tuple = plain_tuple(view, size, out, &descriptor, length);
+
+        if (!tuple || PyList_Append(list, tuple) < 0) {
+            Py_CLEAR(list);
+        }
+        Py_XDECREF(tuple);
+        out = (out + length + TRAILER_SIZE) % size;
+    }
+    return list ? Py_BuildValue("(Nn)", list, in) : NULL;
+}
+
+/* Write a plain packet at `in`, where there is room; the offset after it. */
+static Py_ssize_t
+put_plain(PageView *view, Py_ssize_t size, Py_ssize_t in, unsigned int type, unsigned int flags,
+          uint64_t transaction_id, const char *payload, Py_ssize_t length)
+{
+    static const char zeros[8];
+    Py_ssize_t padding = -length & 7, position;
+    Descriptor descriptor = {
+        .type = htole16((uint16_t)type),
+        .data_offset8 = htole16(DESCRIPTOR_SIZE / 8),
+        .length8 = htole16((uint16_t)((DESCRIPTOR_SIZE + length + padding) / 8)),
+        .flags = htole16((uint16_t)flags),
+        .transaction_id = htole64(transaction_id),
+    };
+    Trailer trailer = {.zero = 0, .ring_offset = htole32((uint32_t)in)};
+
+    position = ring_write(view, size, in, (const char *)&descriptor, DESCRIPTOR_SIZE);
+    position = ring_write(view, size, position, payload, length);
+    position = ring_write(view, size, position, zeros, padding);
+    return ring_write(view, size, position, (const char *)&trailer, TRAILER_SIZE);
 }
 
 PyDoc_STRVAR(write_plain_doc,
@@ -188,12 +332,10 @@ PyDoc_STRVAR(write_plain_doc,
 static PyObject *
 write_plain(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
 {
-    Py_ssize_t size, in, position, padding, length8;
-    static const char zeros[8];
+    unsigned long long transaction_id;
+    Py_ssize_t size, in, length8;
     unsigned long type, flags;
-    Descriptor descriptor;
     Py_buffer payload;
-    Trailer trailer;
     PageView *view;
 
     if (nargs != 6) {
@@ -211,7 +353,7 @@ write_plain(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
     }
     type = PyLong_AsUnsignedLong(args[2]);
     flags = PyLong_AsUnsignedLong(args[3]);
-    descriptor.transaction_id = htole64(PyLong_AsUnsignedLongLong(args[4]));
+    transaction_id = PyLong_AsUnsignedLongLong(args[4]);
     if (PyErr_Occurred()) {
         return NULL;
     }
@@ -222,26 +364,138 @@ write_plain(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
     if (PyObject_GetBuffer(args[5], &payload, PyBUF_SIMPLE) < 0) {
         return NULL;
     }
-    padding = -payload.len & 7;
-    length8 = (DESCRIPTOR_SIZE + payload.len + padding) / 8;
+    length8 = (DESCRIPTOR_SIZE + payload.len + 7) / 8;
     if (length8 > UINT16_MAX || length8 * 8 + TRAILER_SIZE >= size) {
         PyErr_Format(PyExc_ValueError, "%zd bytes of payload on a ring of %zd bytes", payload.len, size);
         PyBuffer_Release(&payload);
         return NULL;
     }
-    descriptor.type = htole16((uint16_t)type);
-    descriptor.data_offset8 = htole16(DESCRIPTOR_SIZE / 8);
-    descriptor.length8 = htole16((uint16_t)length8);
-    descriptor.flags = htole16((uint16_t)flags);
-    trailer.zero = 0;
-    trailer.ring_offset = htole32((uint32_t)in);
-
-    position = ring_write(view, size, in, (const char *)&descriptor, DESCRIPTOR_SIZE);
-    position = ring_write(view, size, position, payload.buf, payload.len);
-    position = ring_write(view, size, position, zeros, padding);
-    position = ring_write(view, size, position, (const char *)&trailer, TRAILER_SIZE);
+    in = put_plain(view, size, in, (unsigned int)type, (unsigned int)flags, transaction_id, payload.buf, payload.len);
     PyBuffer_Release(&payload);
-    return PyLong_FromSsize_t(position);
+    return PyLong_FromSsize_t(in);
+}
+
+PyDoc_STRVAR(write_completions_doc,
+"write_completions(view, in, room, queue) -> (count, next_in)\n\n"
+"Write completions from the front of `queue` at `in`, as far as they fit `room` bytes, which the caller has seen to be\n"
+"free. A completion is a tuple that begins with transaction id and payload; any other item ends it.");
+
+static PyObject *
+write_completions(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
+{
+    Py_ssize_t size, in, room, count = 0;
+    PyObject *items, *item;
+    PageView *view;
+
+    if (nargs != 4) {
+        PyErr_Format(PyExc_TypeError, "expected 4 arguments, got %zd", nargs);
+        return NULL;
+    }
+    view = ring_view(module, args[0]);
+    if (!view) {
+        return NULL;
+    }
+    size = view->length - DATA_START;
+    in = data_offset(args[1], size);
+    room = in < 0 ? -1 : PyLong_AsSsize_t(args[2]);
+    if (PyErr_Occurred()) {
+        return NULL;
+    }
+    if (room >= size) {
+        PyErr_Format(PyExc_ValueError, "%zd bytes cannot be free in a ring of %zd bytes", room, size);
+        return NULL;
+    }
+    items = PyObject_GetIter(args[3]);
+    if (!items) {
+        return NULL;
+    }
+    while ((item = PyIter_Next(items))) {
+        unsigned long long transaction_id;
+        Py_ssize_t length, taken;
+        char *payload;
+
+        if (!PyTuple_Check(item) || PyTuple_Size(item) < 2) {
+            Py_DECREF(item);
+            break;
+        }
+        transaction_id = PyLong_AsUnsignedLongLong(PyTuple_GetItem(item, 0));
+        if (PyErr_Occurred() || PyBytes_AsStringAndSize(PyTuple_GetItem(item, 1), &payload, &length) < 0) {
+            Py_DECREF(item);
+            break;
+        }
+        taken = DESCRIPTOR_SIZE + ((length + 7) & ~(Py_ssize_t)7) + TRAILER_SIZE;
+        if (taken > room || taken > MAX_PACKET) {
+            Py_DECREF(item);
+            break;
+        }
+        in = put_plain(view, size, in, COMPLETION, 0, transaction_id, payload, length);
+        Py_DECREF(item);
+        room -= taken;
+        count++;
+    }
+    Py_DECREF(items);
+    if (PyErr_Occurred()) {
+        return NULL;
+    }
+    return Py_BuildValue("(nn)", count, in);
+}
+
+PyDoc_STRVAR(drain_doc,
+"drain(up, released, out, in, down, down_in, room, limit) -> (count, payload_bytes, next_out, in, next_down_in)\n\n"
+"Read up to `limit` plain in-band packets from the ring `up` as read_ahead does, look at none, and write an empty\n"
+"completion at `down_in` of the ring `down` for each that asks for one, as far as they fit its `room` bytes. It ends\n"
+"before a packet that is none of these, and before one whose completion does not fit.");
+
+static PyObject *
+drain(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
+{
+    Py_ssize_t size, down_size, released, out, in, down_in, room, limit, length, count = 0, bytes = 0;
+    Descriptor descriptor;
+    PageView *up, *down;
+
+    if (nargs != 8) {
+        PyErr_Format(PyExc_TypeError, "expected 8 arguments, got %zd", nargs);
+        return NULL;
+    }
+    up = ring_view(module, args[0]);
+    down = up ? ring_view(module, args[4]) : NULL;
+    if (!down) {
+        return NULL;
+    }
+    size = up->length - DATA_START;
+    down_size = down->length - DATA_START;
+    down_in = reader_offsets(args, size, &released, &out, &in) < 0 ? -1 : data_offset(args[5], down_size);
+    if (down_in < 0) {
+        return NULL;
+    }
+    room = PyLong_AsSsize_t(args[6]);
+    limit = PyErr_Occurred() ? -1 : PyLong_AsSsize_t(args[7]);
+    if (PyErr_Occurred()) {
+        return NULL;
+    }
+    if (room >= down_size) {
+        PyErr_Format(PyExc_ValueError, "%zd bytes cannot be free in a ring of %zd bytes", room, down_size);
+        return NULL;
+    }
+    if (in == out) {
+        Py_ssize_t fresh = refreshed_in(up, size, released, out);
+
+        in = fresh < 0 ? in : fresh;
+    }
+    for (; count < limit && plain_at(up, size, out, ahead(size, out, in), &descriptor, &length); count++) {
+        int asks = le16toh(descriptor.flags) & 1;
+
+        if (le16toh(descriptor.type) != IN_BAND || (asks && room < DESCRIPTOR_SIZE + TRAILER_SIZE)) {
+            break;
+        }
+        if (asks) {
+            down_in = put_plain(down, down_size, down_in, COMPLETION, 0, le64toh(descriptor.transaction_id), "", 0);
+            room -= DESCRIPTOR_SIZE + TRAILER_SIZE;
+        }
+        bytes += length - DESCRIPTOR_SIZE;
+        out = (out + length + TRAILER_SIZE) % size;
+    }
+    return Py_BuildValue("(nnnnn)", count, bytes, out, in, down_in);
 }
 
 PyDoc_STRVAR(publish_doc,
@@ -271,12 +525,59 @@ publish(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
     return PyLong_FromUnsignedLong(le32toh(__atomic_load_n(control_word(view, OUT_OFFSET), __ATOMIC_ACQUIRE)));
 }
 
+PyDoc_STRVAR(release_doc,
+"release(view, out) -> pending_send_size\n\n"
+"Store `out`, fence, and load what tells whether the writer waits for room.");
+
+static PyObject *
+release(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
+{
+    PageView *view;
+    Py_ssize_t out;
+
+    if (nargs != 2) {
+        PyErr_Format(PyExc_TypeError, "expected 2 arguments, got %zd", nargs);
+        return NULL;
+    }
+    view = ring_view(module, args[0]);
+    out = view ? data_offset(args[1], view->length - DATA_START) : -1;
+    if (out < 0) {
+        return NULL;
+    }
+    __atomic_store_n(control_word(view, OUT_OFFSET), htole32((uint32_t)out), __ATOMIC_RELEASE);
+    __atomic_thread_fence(__ATOMIC_SEQ_CST);
+    return PyLong_FromUnsignedLong(
+        le32toh(__atomic_load_n(control_word(view, PENDING_SEND_SIZE_OFFSET), __ATOMIC_ACQUIRE)));
+}
+
+PyDoc_STRVAR(unmask_doc,
+"unmask(view) -> in\n\n"
+"Clear the interrupt mask, fence, and load `in`, unchecked.");
+
+static PyObject *
+unmask(PyObject *module, PyObject *object)
+{
+    PageView *view = ring_view(module, object);
+
+    if (!view) {
+        return NULL;
+    }
+    __atomic_store_n(control_word(view, INTERRUPT_MASK_OFFSET), 0, __ATOMIC_RELEASE);
+    __atomic_thread_fence(__ATOMIC_SEQ_CST);
+    return PyLong_FromUnsignedLong(le32toh(__atomic_load_n(control_word(view, IN_OFFSET), __ATOMIC_ACQUIRE)));
+}
+
 #define FAST(function) ((PyCFunction)(void (*)(void))(function))
 
 static PyMethodDef native_methods[] = {
     {"read_plain", FAST(read_plain), METH_FASTCALL, read_plain_doc},
+    {"read_ahead", FAST(read_ahead), METH_FASTCALL, read_ahead_doc},
     {"write_plain", FAST(write_plain), METH_FASTCALL, write_plain_doc},
+    {"write_completions", FAST(write_completions), METH_FASTCALL, write_completions_doc},
+    {"drain", FAST(drain), METH_FASTCALL, drain_doc},
     {"publish", FAST(publish), METH_FASTCALL, publish_doc},
+    {"release", FAST(release), METH_FASTCALL, release_doc},
+    {"unmask", unmask, METH_O, unmask_doc},
     {NULL, NULL, 0, NULL},
 };
 

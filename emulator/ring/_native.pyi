@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: MIT
 # What _native.c offers; the doc strings are there.
+from collections.abc import Iterable
+
 from typing_extensions import Buffer
 
 from emulator.memory import PageView
@@ -7,6 +9,9 @@ from emulator.memory import PageView
 def read_plain(
     view: PageView, released: int, out_offset: int, in_offset: int, /
 ) -> tuple[int, int, int, bytes, int, int] | None: ...
+def read_ahead(
+    view: PageView, released: int, out_offset: int, in_offset: int, limit: int, /
+) -> tuple[list[tuple[int, int, int, bytes, int]], int] | None: ...
 def write_plain(
     view: PageView,
     in_offset: int,
@@ -16,4 +21,20 @@ def write_plain(
     payload: Buffer,
     /,
 ) -> int: ...
+def write_completions(
+    view: PageView, in_offset: int, room: int, queue: Iterable[object], /
+) -> tuple[int, int]: ...
+def drain(
+    up: PageView,
+    released: int,
+    out_offset: int,
+    in_offset: int,
+    down: PageView,
+    down_in_offset: int,
+    room: int,
+    limit: int,
+    /,
+) -> tuple[int, int, int, int, int]: ...
 def publish(view: PageView, in_offset: int, /) -> int: ...
+def release(view: PageView, out_offset: int, /) -> int: ...
+def unmask(view: PageView, /) -> int: ...

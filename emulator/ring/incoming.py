@@ -4,10 +4,12 @@ signalled.
 """
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from emulator.memory import PageView
 from emulator.ring.control import IN, INTERRUPT_MASK, OUT, PENDING_SEND_SIZE, RingEnd
 from emulator.ring.errors import RingCorrupt, RingRule
+from emulator.ring.outgoing import OutgoingRing
 from emulator.wire.packet import (
     DESCRIPTOR_SIZE,
     TRAILER_SIZE,
@@ -20,7 +22,18 @@ from emulator.wire.packet import (
     plain_packet,
 )
 
-__all__ = ["IncomingRing"]
+__all__ = ["Drained", "IncomingRing", "PacketAhead"]
+
+PacketAhead = tuple[int, int, int, bytes, int]
+"""Of a packet that was read ahead: type, flags, transaction id, payload, the offset after it."""
+
+
+class Drained(NamedTuple):
+    """What :meth:`IncomingRing.drain` did: packets read, their payloads, completions written."""
+
+    packets: int
+    payload_bytes: int
+    completions: int
 
 
 class IncomingRing(RingEnd):
@@ -112,6 +125,43 @@ class IncomingRing(RingEnd):
         self._out = out if out < self._size else out - self._size
         return packet
 
+    def read_ahead(self, limit: int) -> list[PacketAhead] | None:
+        """Copy up to `limit` of the next packets, and consume none: see `consume`.
+
+        None if the ring is empty. An empty list if the next packet is for `read`: it has ranges,
+        breaks a rule, or the view is none of the C extension's.
+        """
+        if self._plain is None:
+            return []
+        found = self._plain.read_ahead(self._view, self._released, self._out, self._in, limit)
+        if found is None:
+            return None
+        packets, self._in = found
+        return packets
+
+    def consume(self, next_out: int) -> None:
+        """Take the next packet of `read_ahead` as read; `next_out` came with it.
+
+        To be called in their order, and not after the next `read`, `read_ahead` or `drain`.
+        """
+        self._out = next_out
+
+    def drain(self, outgoing: OutgoingRing, limit: int) -> Drained:
+        """Read up to `limit` in-band packets unseen, and complete each that asks for it in
+        `outgoing`, without data; neither is published.
+
+        It ends where the ring does, before a packet that is for `read`, and before one whose
+        completion does not fit; at once, if a view is none of the C extension's. Raises RingCorrupt
+        if the guest broke a rule in `outgoing`; what it broke in this ring, `read` tells.
+        """
+        if self._plain is None or not outgoing.has_plain:
+            return Drained(0, 0, 0)
+        position, room, view = outgoing.begin_drain(limit)
+        count, payload_bytes, self._out, self._in, position = self._plain.drain(
+            self._view, self._released, self._out, self._in, view, position, room, limit
+        )
+        return Drained(count, payload_bytes, outgoing.end_drain(position))
+
     def commit(self) -> bool:
         """Release the space of all packets read so far; True if the guest must be signalled.
 
@@ -123,14 +173,18 @@ class IncomingRing(RingEnd):
         old_out, new_out = self._released, self._out
         if old_out == new_out:
             return False
-        self._view.store_u32(OUT, new_out)
         self._released = new_out
         if new_out < old_out:
             self._laps += 1
         # The guest stores pending_send_size, fences and looks at `out` again. If that look came
-        # before the store above, the load below comes after its store, and the guest is signalled.
-        self._view.fence()
-        pending = self._view.load_u32(PENDING_SEND_SIZE) & ~7
+        # before the store below, the load below comes after its store, and the guest is signalled.
+        if self._plain is not None:
+            pending = self._plain.release(self._view, new_out)
+        else:
+            self._view.store_u32(OUT, new_out)
+            self._view.fence()
+            pending = self._view.load_u32(PENDING_SEND_SIZE)
+        pending &= ~7
         if not pending:
             return False
         # Not the cached `in`: a guest that waits may have written smaller packets meanwhile.
@@ -150,10 +204,15 @@ class IncomingRing(RingEnd):
         """
         if self._out != self._released:
             raise RuntimeError("unmask() with packets read but not committed: call commit() first")
-        self._view.store_u32(INTERRUPT_MASK, 0)
         # A guest that stored `in` before it could see the mask cleared does not ring, so look once
         # more.
-        self._view.fence()
+        if self._plain is not None:
+            # That one has been seen before. Any other is checked.
+            if self._plain.unmask(self._view) == self._in == self._out:
+                return False
+        else:
+            self._view.store_u32(INTERRUPT_MASK, 0)
+            self._view.fence()
         return self._load_in() != self._out
 
     @property

@@ -2,9 +2,10 @@
 """Which code moves plain packets: C for the views of the C extension, Python for all others.
 
 A plain packet has no header between descriptor and payload. `emulator.ring._native` reads or writes
-one in a call. The ring ends do the same in Python for any view, and all else for both.
+one or many in a call. The ring ends do the same in Python for any view, and all else for both.
 """
 
+from collections.abc import Iterable
 from typing import Protocol
 
 from emulator.memory import PageView
@@ -25,6 +26,16 @@ class PlainPackets(Protocol):
         there is no packet, if it is not plain, or if a rule is broken.
         """
 
+    def read_ahead(
+        self, view: PageView, released: int, out_offset: int, in_offset: int, limit: int, /
+    ) -> tuple[list[tuple[int, int, int, bytes, int]], int] | None:
+        """Copy up to `limit` packets from `out_offset` on, as `read_plain` does.
+
+        Returns for each type, flags, transaction id, payload and the offset after it; and `in`.
+        None if the ring is empty; an empty list if the next packet is not plain, or a rule is
+        broken. The list ends before such a one.
+        """
+
     def write_plain(
         self,
         view: PageView,
@@ -40,8 +51,43 @@ class PlainPackets(Protocol):
         The caller knows that there is room. Raises ValueError for what is not plain.
         """
 
+    def write_completions(
+        self, view: PageView, in_offset: int, room: int, queue: Iterable[object], /
+    ) -> tuple[int, int]:
+        """Write completions from the front of `queue`, as many as fit `room` bytes.
+
+        A completion is a tuple that begins with transaction id and payload; anything else ends it.
+        The caller knows that there is so much room. Returns how many, and the offset after them.
+        """
+
+    def drain(
+        self,
+        up: PageView,
+        released: int,
+        out_offset: int,
+        in_offset: int,
+        down: PageView,
+        down_in_offset: int,
+        room: int,
+        limit: int,
+        /,
+    ) -> tuple[int, int, int, int, int]:
+        """Read up to `limit` in-band packets from `up`, and write the empty completion of each that
+        asks for one to `down`, as many as fit its `room` bytes.
+
+        Returns how many, the bytes of their payloads, the offset after them in `up`, its `in`, and
+        the offset after the completions in `down`. It ends before a packet of another kind, before
+        one that breaks a rule, and before one whose completion does not fit.
+        """
+
     def publish(self, view: PageView, in_offset: int, /) -> int:
         """Store `in`, fence, and return `out`, unchecked, or -1 if the reader masks."""
+
+    def release(self, view: PageView, out_offset: int, /) -> int:
+        """Store `out`, fence, and return `pending_send_size`."""
+
+    def unmask(self, view: PageView, /) -> int:
+        """Clear the interrupt mask, fence, and return `in`, unchecked."""
 
 
 def plain_packets(view: PageView) -> PlainPackets | None:

@@ -7,6 +7,7 @@ import mmap
 import os
 import subprocess
 import sys
+from collections import deque
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from emulator.memory import PageView, _native
 from emulator.memory._pure import PurePageView
 from emulator.ring import _native as plain
 from emulator.ring.plain import plain_packets
-from emulator.wire.packet import PacketType, encode_packet, encode_trailer
+from emulator.wire.packet import GpaRange, PacketType, encode_packet, encode_trailer
 
 SIZE = 8192
 
@@ -130,3 +131,152 @@ def test_the_ring_works_without_the_extension() -> None:
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
     subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+
+
+PACKETS = st.lists(
+    st.tuples(
+        st.sampled_from([PacketType.IN_BAND, PacketType.CANCEL, PacketType.COMPLETION]),
+        st.integers(0, 1),
+        st.integers(0, (1 << 64) - 1),
+        st.binary(max_size=300),
+    ),
+    max_size=20,
+)
+
+
+@given(st.integers(0, SIZE // 8 - 1), PACKETS, st.integers(0, 25), st.booleans())
+def test_reading_ahead_is_reading_one_by_one(
+    start8: int, packets: list[tuple[PacketType, int, int, bytes]], limit: int, spoilt: bool
+) -> None:
+    view, start = scattered(), start8 * 8
+    end = start
+    for packet in packets:
+        end = plain.write_plain(view, end, *packet)
+    expected: list[tuple[int, int, int, bytes, int]] = []
+    out = start
+    while (found := plain.read_plain(view, start, out, end)) is not None and len(expected) < limit:
+        expected.append(found[:5])
+        out = found[4]
+    if spoilt:
+        # A packet with ranges behind them: it is for Python.
+        packet_bytes = encode_packet(PacketType.GPA_DIRECT, 1, b"", ranges=(GpaRange(1, 0, (1,)),))
+        for at, byte in enumerate(packet_bytes + encode_trailer(end)):
+            view.write(4096 + (end + at) % SIZE, bytes([byte]))
+        end = (end + len(packet_bytes) + 8) % SIZE
+    view.store_u32(0, end)
+    for known in (end, start):
+        answer = plain.read_ahead(view, start, start, known, limit)
+        if start == end:
+            assert answer is None
+        else:
+            assert answer == (expected, end)
+
+
+@pytest.mark.parametrize("word", [SIZE, 0xFFFF_FFF8, 12, 8])
+def test_reading_ahead_leaves_a_bad_write_index_to_python(word: int) -> None:
+    view = scattered()
+    view.store_u32(0, word)
+    assert plain.read_ahead(view, 0, 64, 64, 10) == ([], 64)
+    other = scattered()
+    drained = plain.drain(view, 0, 64, 64, other, 0, 1000, 10)
+    assert drained == (0, 0, 64, 64, 0)
+
+
+COMPLETIONS = st.lists(
+    st.tuples(st.integers(0, (1 << 64) - 1), st.binary(max_size=300)), max_size=20
+)
+
+
+@given(st.integers(0, SIZE // 8 - 1), COMPLETIONS, st.integers(-8, SIZE - 8))
+def test_many_completions_are_written_as_one_by_one(
+    start8: int, completions: list[tuple[int, bytes]], room: int
+) -> None:
+    one, many, position = scattered(), scattered(), start8 * 8
+    fitted, left = 0, room
+    for transaction_id, payload in completions:
+        left -= 24 + (len(payload) + 7 & ~7)
+        if left < 0:
+            break
+        position = plain.write_plain(
+            one, position, PacketType.COMPLETION, 0, transaction_id, payload
+        )
+        fitted += 1
+    answer = plain.write_completions(many, start8 * 8, room, deque(completions))
+    assert answer == (fitted, position)
+    assert many.read(0, len(many)) == one.read(0, len(one))
+
+
+def test_completions_end_before_anything_else() -> None:
+    view = scattered()
+    assert plain.write_completions(view, 0, 100, [(1, b""), "packet", (2, b"")])[0] == 1
+    assert plain.write_completions(view, 0, 100, [(1,)])[0] == 0
+    for bad in ((1, "text"), (1 << 64, b""), (-1, b"")):
+        with pytest.raises((TypeError, OverflowError)):
+            plain.write_completions(view, 0, 100, [bad])
+    with pytest.raises(ValueError, match="cannot be free"):
+        plain.write_completions(view, 0, SIZE, [])
+    with pytest.raises(TypeError):
+        plain.write_completions(view, 0, 100, None)  # type: ignore[arg-type]
+
+
+@given(
+    st.integers(0, SIZE // 8 - 1),
+    st.integers(0, SIZE // 8 - 1),
+    PACKETS,
+    st.integers(0, 500),
+    st.integers(0, 25),
+)
+def test_draining_is_reading_and_completing(
+    start8: int,
+    down8: int,
+    packets: list[tuple[PacketType, int, int, bytes]],
+    room: int,
+    limit: int,
+) -> None:
+    view, start = scattered(), start8 * 8
+    end = start
+    for packet in packets:
+        end = plain.write_plain(view, end, *packet)
+    view.store_u32(0, end)
+    by_hand, position, left = scattered(), down8 * 8, room
+    out, count, payload_bytes = start, 0, 0
+    while count < limit and (found := plain.read_plain(view, start, out, end)) is not None:
+        kind, flags, transaction_id, payload, next_out, _ = found
+        if kind != PacketType.IN_BAND or (flags and left < 24):
+            break
+        if flags:
+            position = plain.write_plain(
+                by_hand, position, PacketType.COMPLETION, 0, transaction_id, b""
+            )
+            left -= 24
+        out, count, payload_bytes = next_out, count + 1, payload_bytes + len(payload)
+    down = scattered()
+    answer = plain.drain(view, start, start, end, down, down8 * 8, room, limit)
+    assert answer == (count, payload_bytes, out, end, position)
+    assert down.read(0, len(down)) == by_hand.read(0, len(by_hand))
+
+
+def test_the_calls_for_many_refuse_bad_arguments() -> None:
+    view = scattered()
+    for arguments in [(0, 0, 0), (0, 0, 4, 1), (0, SIZE, 0, 1), (0, 0, 0, "one")]:
+        with pytest.raises((TypeError, ValueError)):
+            plain.read_ahead(view, *arguments)  # type: ignore[arg-type]
+    for more in [(view, 0, SIZE, 1), (view, 4, 8, 1), (view, 0, 8, None), (None, 0, 8, 1)]:
+        with pytest.raises((TypeError, ValueError)):
+            plain.drain(view, 0, 0, 0, *more)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="no offset"):
+        plain.release(view, SIZE)
+    with pytest.raises(TypeError, match="PageView"):
+        plain.unmask(PurePageView([memoryview(bytearray(8192))]))
+    assert not any(view.read(0, len(view)))
+
+
+def test_release_and_unmask_store_before_they_look() -> None:
+    view = scattered()
+    view.store_u32(12, 0x123)
+    assert plain.release(view, 64) == 0x123
+    assert view.load_u32(4) == 64
+    view.store_u32(8, 1)
+    view.store_u32(0, 0xFFFF_FFFF)
+    assert plain.unmask(view) == 0xFFFF_FFFF
+    assert view.load_u32(8) == 0
