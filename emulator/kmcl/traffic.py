@@ -219,37 +219,45 @@ class Traffic:
         self._polling = True
         self._may_take = DRAIN_LIMIT if self.draining else READ_LIMIT
         try:
-            while self._poll_once():
-                pass
+            again = True
+            while again:
+                self._look_again = False
+                if self.queue:
+                    self.flush()
+                ring = self._incoming
+                if ring is not None and self._may_read():
+                    ring.mask()
+                    self._read_batch(ring)
+                    again = self._go_idle(ring)
+                else:
+                    again = self._look_again
         finally:
             self._polling = False
 
-    def _poll_once(self) -> bool:
-        self._look_again = False
-        if self.queue:
-            self.flush()
-        ring = self._incoming
-        if ring is not None and self._may_read():
-            ring.mask()
-            self._read_batch(ring)
-            # Callbacks may have paused or closed the channel, and even have opened it again.
-            if ring is self._incoming and self._may_read():
-                if not self._may_take:
-                    self._hooks.poll_again()
-                    return False
-                try:
-                    return ring.unmask() or self._look_again
-                except RingCorrupt as error:
-                    self._incoming_corrupt(error)
+    def _go_idle(self, ring: IncomingRing) -> bool:
+        """Have the guest ring from now on; True if there is more to read already."""
+        # Callbacks may have paused or closed the channel, and even have opened it again.
+        if ring is self._incoming and self._may_read():
+            if not self._may_take:
+                self._hooks.poll_again()
+                return False
+            try:
+                return ring.unmask() or self._look_again
+            except RingCorrupt as error:
+                self._incoming_corrupt(error)
         return self._look_again
 
     def _incoming_corrupt(self, error: RingCorrupt) -> None:
         self.fault(FaultKind.INCOMING_RING, f"the guest-to-host ring is corrupt: {error}")
 
     def _may_read(self) -> bool:
-        if not self._receiving or self._hold is not None:
-            return False
-        return not (self.faults and any(fault.kind.stops_reading for fault in self.faults))
+        if self._hold is None and not self.faults:
+            return self._receiving
+        return (
+            self._receiving
+            and self._hold is None
+            and not any(fault.kind.stops_reading for fault in self.faults)
+        )
 
     def _read_batch(self, ring: IncomingRing) -> None:
         self._batching = True
@@ -276,17 +284,18 @@ class Traffic:
         could_take = self._may_take
         try:
             while ring is self._incoming and self._may_take and self._may_read():
-                if len(self.held) >= self.quota:
+                room = self.quota - len(self.held)
+                if room <= 0:
                     self._hold = Hold.QUOTA
                     break
                 if self._backlog >= COMPLETION_BACKLOG_LIMIT:
                     self._hold = Hold.BACKLOG
                     break
-                if self.draining and self._drain(ring):
-                    continue
-                packets = ring.read_ahead(
-                    1 if self.draining else min(self._may_take, self.quota - len(self.held))
-                )
+                if self.draining:
+                    if self._drain(ring):
+                        continue
+                    room = 1
+                packets = ring.read_ahead(room if room < self._may_take else self._may_take)
                 if packets is None:
                     break
                 if packets:
@@ -475,7 +484,11 @@ class Traffic:
             try:
                 if isinstance(self.queue[0], QueuedCompletion):
                     completions = ring.write_completions(self.queue)
-                    written = self._take_from_queue(completions)
+                    if completions == len(self.queue):
+                        self.queue.clear()
+                        self._completed(ring, completions)
+                        return bool(self.queue)
+                    written = [self.queue.popleft() for _ in range(completions)]
                 while self.queue and self._write(ring, self.queue[0]):
                     written.append(self.queue.popleft())
             except PacketTooLarge as error:
@@ -495,17 +508,19 @@ class Traffic:
             self._space_requested = False
         self.meter.packets_out += len(written)
         self._backlog -= completions
-        self._written(written[completions:] if completions else written, signal)
-        return bool(self.queue)
+        self._written(written[completions:], signal)
+        return True
 
-    def _take_from_queue(self, count: int) -> list[OutgoingPacket | QueuedCompletion]:
-        """Remove so many items from the front."""
-        queue = self.queue
-        if count == len(queue):
-            taken = list(queue)
-            queue.clear()
-            return taken
-        return [queue.popleft() for _ in range(count)]
+    def _completed(self, ring: OutgoingRing, count: int) -> None:
+        """Show the guest the completions that were the whole queue, which is what it mostly is."""
+        self.meter.packets_out += count
+        self._backlog -= count
+        signal = self._publish(ring)
+        if self._space_requested:
+            ring.clear_space_request()
+            self._space_requested = False
+        if signal:
+            self._hooks.signal()
 
     def _publish(self, ring: OutgoingRing) -> bool:
         """Show the guest what was written; True if it must be signalled."""
@@ -516,9 +531,9 @@ class Traffic:
             return False
 
     def _may_write(self) -> bool:
-        return self._transmitting and not (
-            self.faults and any(not fault.kind.stops_reading for fault in self.faults)
-        )
+        if not self.faults:
+            return self._transmitting
+        return self._transmitting and all(fault.kind.stops_reading for fault in self.faults)
 
     def _outgoing_corrupt(self, error: RingCorrupt) -> None:
         self.fault(FaultKind.OUTGOING_RING, f"the host-to-guest ring is corrupt: {error}")

@@ -160,15 +160,24 @@ class OutgoingRing(RingEnd):
         """Write completions without header from the front of `queue`; returns how many fitted.
 
         A completion is a tuple that begins with transaction id and payload. Anything else ends it,
-        as does one that never fits: :meth:`write` says so. With a view that is none of the C
-        extension's the number is always 0: there is only :meth:`write`.
+        as does one that never fits: :meth:`write` says so.
         """
-        if self._plain is None:
-            return 0
         room = self._free(self._in, self._out)
         if room < len(queue) * _LIKELY_BYTES:
             room = self.free_bytes
-        count, self._in = self._plain.write_completions(self._view, self._in, room, queue)
+        if self._plain is not None:
+            count, self._in = self._plain.write_completions(self._view, self._in, room, queue)
+            return count
+        count = 0
+        for item in queue:
+            if not isinstance(item, tuple):
+                break
+            size = packet_size(len(item[1]))
+            if size > min(room, self._capacity):
+                break
+            self.write(PacketType.COMPLETION, item[0], item[1])
+            room -= size
+            count += 1
         return count
 
     # For IncomingRing.drain.

@@ -25,6 +25,7 @@ from emulator.wire.packet import (
     decode_body,
     decode_descriptor,
     encode_packet,
+    plain_packet,
 )
 from tests.corefuzz.source import Source
 
@@ -99,7 +100,7 @@ def incoming(data: bytes) -> None:
             position, poked = _poke(source, len(both[0].ring))
             for each in both:
                 _write(each.ring, position, poked)
-        what = source.choice(("read", "read", "read", "commit", "mask", "unmask", "scan"))
+        what = source.choice(("read", "read", "ahead", "commit", "mask", "unmask", "scan"))
     for each in both:
         each.check()
 
@@ -119,6 +120,8 @@ def _incoming_step(ring: IncomingRing, what: str) -> object:
                 ring.init_at_open()
             case "read":
                 return ring.read()
+            case "ahead":
+                return _read_ahead(ring)
             case "commit":
                 return ring.commit()
             case "mask":
@@ -131,6 +134,24 @@ def _incoming_step(ring: IncomingRing, what: str) -> object:
     except RingCorrupt as error:
         return RingRefused(error)
     return None
+
+
+def _read_ahead(ring: IncomingRing) -> list[Packet]:
+    """Read up to three packets as KMCL does: ahead where that works, else one by one."""
+    packets: list[Packet] = []
+    while len(packets) < 3:
+        ahead = ring.read_ahead(3 - len(packets))
+        if ahead is None:
+            break
+        for number, flags, transaction_id, payload, next_out in ahead:
+            ring.consume(next_out)
+            packets.append(plain_packet(number, flags, transaction_id, payload))
+        if not ahead:
+            packet = ring.read()
+            if packet is None:
+                break
+            packets.append(packet)
+    return packets
 
 
 def outgoing(data: bytes) -> None:
@@ -153,7 +174,9 @@ def outgoing(data: bytes) -> None:
             position, poked = _poke(source, len(both[0].ring))
             for each in both:
                 _write(each.ring, position, poked)
-        match source.below(6):
+        match source.below(7):
+            case 6:
+                step = ("completions", source.below(9), source.word((0, 1, 8, 64, 2000, 4040), 2))
             case 0 | 1 | 2:
                 size = source.word((0, 1, 8, 64, 2000, 4040), 2)
                 step = ("write", source.number(8), size)
@@ -176,6 +199,9 @@ def _outgoing_step(ring: OutgoingRing, what: str, first: int, second: int) -> ob
                 ring.init_at_open()
             case "write":
                 return ring.write(PacketType.IN_BAND, first, bytes([second & 0xFF]) * second)
+            case "completions":
+                queue = [(number, bytes([number]) * second) for number in range(first)]
+                return ring.write_completions(queue)
             case "publish":
                 return ring.publish()
             case "request":
