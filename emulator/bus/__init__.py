@@ -24,7 +24,7 @@ from emulator.bus.effects import (
     SubchannelOrphaned,
 )
 from emulator.bus.host import BusHost
-from emulator.bus.snapshot import RestoredChannel, RestoreMismatch
+from emulator.bus.restoring import RestoredChannel, RestoreMismatch
 from emulator.bus.state import BusState
 
 __all__ = [

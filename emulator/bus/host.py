@@ -38,8 +38,8 @@ from emulator.bus.effects import BusConnected, BusDisconnected, Effect, Offer, O
 from emulator.bus.gpadl import GpadlTable
 from emulator.bus.outbox import Outbox, Route
 from emulator.bus.pages import SignalPages
+from emulator.bus.restoring import RestoredChannel, Restoring
 from emulator.bus.sharing import Sharing
-from emulator.bus.snapshot import RestoredChannel, Restoring
 from emulator.bus.state import BusState
 from emulator.wire import messages as m
 from emulator.wire.message import MessageStatus

@@ -4,7 +4,8 @@
 The rules are those that Hyper-V's hosts follow: a plain restore shows the guest nothing. A channel
 that was open is handed to its owner open; what the owner had been asked and had not answered is
 asked again; a channel that nobody offers any more is rescinded; a new one is offered only if the
-guest has asked for offers; one that is offered with other contents is refused, all at once.
+guest has asked for offers; one that is offered with other contents is refused, all at once, or
+offered anew (``emulator.bus.restoring``).
 
 A state is checked before it is used, although a checksum vouches for it elsewhere: a snapshot that
 contradicts itself is refused before the guest runs, and not when the guest trips over it.
@@ -12,13 +13,10 @@ contradicts itself is refused before the guest runs, and not when the guest trip
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from emulator.bus.channel import Channel, ChannelState, Ending, OpenRequest
-from emulator.bus.channels import Channels
 from emulator.bus.contact import NO_BIT_PAGES, Contact, Verdict, is_version, page_problem
 from emulator.bus.effects import (
     ChannelClosing,
@@ -33,6 +31,7 @@ from emulator.bus.gpadl import Gpadl, GpadlError, GpadlPhase
 from emulator.bus.ids import MAX_CHANNEL_ID
 from emulator.bus.opening import event_connection, signal_problem
 from emulator.bus.outbox import Route
+from emulator.bus.restoring import RestoreMismatch
 from emulator.bus.state import (
     BUS_STATE_VERSION,
     BusState,
@@ -43,31 +42,10 @@ from emulator.bus.state import (
     SavedOffer,
     SavedOpen,
 )
-from emulator.wire.messages import USER_DEFINED_SIZE
 from emulator.wire.version import GRANTED_FEATURES, FeatureFlags, Version
 
 if TYPE_CHECKING:
     from emulator.bus.host import BusHost
-
-
-class RestoreMismatch(Exception):
-    """The snapshot does not fit this host; ``problems`` names every way in which it does not."""
-
-    def __init__(self, problems: list[str]) -> None:
-        """Join the problems into one text."""
-        super().__init__("the VMBus state does not fit: " + "; ".join(problems))
-        self.problems = problems
-
-
-@dataclass(frozen=True, slots=True)
-class RestoredChannel:
-    """A channel in the snapshot, for its owner to claim with ``offer``; ``open`` if it had rings.
-
-    A channel that was opening is restored open, and the guest is told so at the end of the restore.
-    """
-
-    key: OfferKey
-    open: OpenParams | None
 
 
 # Save.
@@ -211,97 +189,6 @@ def restore(bus: BusHost, state: BusState) -> None:
     bus.outbox.route = bus.contact.route if bus.contact and bus.ending is None else None
     bus.outbox.held = None if state.held is None else list(state.held)
     bus.table.follow(bus.contact)
-
-
-class Restoring:
-    """A restore between its two halves: which channels are claimed, which are new."""
-
-    def __init__(self, table: Channels) -> None:
-        """Wait for claims of the channels that ``table`` has now."""
-        self._table = table
-        self._unclaimed = {channel.offer.key for channel in table}
-        self._new: list[OfferKey] = []
-        self._anew: list[Offer] = []
-        self._problems: list[str] = []
-        self.restored = [
-            RestoredChannel(
-                channel.offer.key, channel.open.params if channel.open is not None else None
-            )
-            for channel in table
-        ]
-
-    def claim(self, offer: Offer, anew: bool) -> bool:
-        """Take an offer; False if the table has to deal with it."""
-        if anew and offer.key in self._unclaimed:
-            # It stays unclaimed: what the guest knows is rescinded with the rest.
-            self._anew.append(offer)
-            return True
-        if offer.key in self._unclaimed:
-            self._unclaimed.remove(offer.key)
-            channel = self._table.table[offer.key]
-            if channel.state.is_revoked:
-                # The guest will see a new offer in any case, so it may differ.
-                channel.offer, channel.state = offer, ChannelState.REOFFERED
-                channel.orphaned = False
-            elif channel.state.guest_knows:
-                self._problems += _differences(channel.offer, offer)
-                channel.offer = dataclasses.replace(channel.offer, monitored=offer.monitored)
-            else:
-                channel.offer = offer
-            return True
-        if offer.key not in self._table.table:
-            # New to the guest; told of it by the end of the restore.
-            self._table.add(offer)
-            self._new.append(offer.key)
-            return True
-        return False
-
-    def has_changed(self, offer: Offer) -> bool:
-        """Whether the guest knows the channel with other contents."""
-        channel = self._table.table.get(offer.key)
-        return (
-            channel is not None
-            and channel.state.guest_knows
-            and not channel.state.is_revoked
-            and bool(_differences(channel.offer, offer))
-        )
-
-    def check_claimed(self, key: OfferKey) -> None:
-        """Raise ValueError if nobody has offered ``key`` since the restore began."""
-        if key in self._unclaimed:
-            raise ValueError(f"{key} is not offered")
-
-    def check(self) -> None:
-        """Raise :class:`RestoreMismatch` if claims did not fit."""
-        problems = self._problems + [
-            f"{key} is offered without its primary channel"
-            for unclaimed in sorted(self._unclaimed)
-            if not self._table.table[unclaimed].state.is_revoked
-            for key in self._table.families.of(unclaimed)
-            if key not in self._unclaimed
-        ]
-        if problems:
-            raise RestoreMismatch(problems)
-
-    def drop_unclaimed(self) -> None:
-        """Rescind what nobody claimed, sub-channels before their primary."""
-        for key in sorted(self._unclaimed, key=lambda key: (-key.subchannel_index, key)):
-            channel = self._table.table[key]
-            if channel.state.is_revoked:
-                channel.state = ChannelState.REVOKED
-            else:
-                self._table.rescind(key)
-
-    def offer_anew(self) -> None:
-        """Offer what was rescinded because its owner begins anew."""
-        for offer in self._anew:
-            self._table.offer(offer)
-
-    def tell_new(self) -> None:
-        """Offer what is new, if the guest has asked for offers."""
-        for key in self._new:
-            if key in self._table.table:
-                self._table.tell(self._table.table[key])
 
 
 def replay(bus: BusHost) -> None:
@@ -492,21 +379,3 @@ def _load_open(
         ),
         _load_route(saved.reserved),
     )
-
-
-def _differences(known: Offer, offered: Offer) -> list[str]:
-    """Say how an offer differs from the one that the guest knows."""
-    fields = {
-        "data": (_padded(known), _padded(offered)),
-        "flags": (known.flags, offered.flags),
-        "MMIO": (known.mmio_megabytes, offered.mmio_megabytes),
-        "optional MMIO": (known.mmio_megabytes_optional, offered.mmio_megabytes_optional),
-    }
-    differ = [name for name, (ours, theirs) in fields.items() if ours != theirs]
-    if not differ:
-        return []
-    return [f"{offered.key} is offered with other {', '.join(differ)} than the guest knows"]
-
-
-def _padded(offer: Offer) -> bytes:
-    return offer.user_defined.ljust(USER_DEFINED_SIZE, b"\0")

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from emulator.bus import BusConfig, BusHost, BusState
-from emulator.bus.snapshot import RestoreMismatch
+from emulator.bus.restoring import RestoreMismatch
 from emulator.model import guest as model
 from emulator.wire.version import FeatureFlags as F
 from emulator.wire.version import Version
