@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from emulator.kmcl import DecodedStream, StreamError
     from emulator.machine.host import HostState
+    from emulator.machine.savedstate import ChannelSummary
 
 app = typer.Typer(help="Look into the saved state of a VMBus host.", no_args_is_help=True)
 
@@ -42,15 +42,11 @@ def show(
     if as_json:
         print(json.dumps(savedstate.as_builtins(state), indent=1))
         return
-    _show(state, len(data), savedstate.decode_channels(state))
+    _show(state, len(data), savedstate.summaries(state))
 
 
-def _show(
-    state: HostState, size: int, streams: dict[str, dict[str, DecodedStream | StreamError]]
-) -> None:
+def _show(state: HostState, size: int, channels: dict[str, dict[str, ChannelSummary]]) -> None:
     from emulator.cli.tables import console, plain, table
-    from emulator.kmcl import StreamError
-    from emulator.wire.version import Version
 
     out = console()
     out.print(f"VM {plain(state.vm)}: {size} bytes of state, version {state.version}")
@@ -58,9 +54,8 @@ def _show(
     if contact is None:
         out.print("guest: not connected")
     else:
-        known = {version.value: str(version) for version in Version}
         out.print(
-            f"guest: VMBus {known.get(contact.version, hex(contact.version))}, "
+            f"guest: VMBus {contact.version >> 16}.{contact.version & 0xFFFF}, "
             f"{contact.verdict.value}; messages to VP {contact.vp}, SINT {contact.sint}; "
             f"offers {'requested' if state.bus.offers_requested else 'not requested'}"
         )
@@ -84,33 +79,19 @@ def _show(
     for device in state.devices:
         title = f"{device.name} ({device.kind}): {len(device.own)} bytes of its own"
         shown = table("channel", ">bytes", "packet", ">transaction", ">payload", title=title)
-        for role, stream in streams[device.name].items():
-            length = str(sum(map(len, device.channels[role])))
-            if isinstance(stream, StreamError):
-                shown.add_row(role, length, plain(f"cannot be read: {stream}"))
-                continue
-            rows = [*_rows(stream)] or [("nothing in use", "", "")]
-            for index, row in enumerate(rows):
-                shown.add_row(*((role, length) if not index else ("", "")), *row)
-            for fault in stream.channel.faults:
-                shown.add_row("", "", plain(f"fault: {fault.text}"))
+        for role, saved in channels[device.name].items():
+            rows = [
+                (
+                    each.what,
+                    "" if each.transaction_id is None else str(each.transaction_id),
+                    "" if each.payload is None else str(each.payload),
+                )
+                for each in saved.in_use
+            ]
+            if saved.error:
+                rows = [(plain(f"cannot be read: {saved.error}"), "", "")]
+            for index, row in enumerate(rows or [("nothing in use", "", "")]):
+                shown.add_row(*((role, str(saved.size)) if not index else ("", "")), *row)
+            for fault in saved.faults:
+                shown.add_row("", "", plain(f"fault: {fault}"))
         out.print(shown)
-
-
-def _rows(stream: DecodedStream) -> list[tuple[str, str, str]]:
-    from emulator.kmcl.save import SavedCompletion
-
-    rows = [
-        ("in the ring, not answered", str(record.transaction_id), "")
-        for record, _ in stream.in_ring
-    ]
-    for item in stream.queue:
-        if isinstance(item, SavedCompletion):
-            what = "completion, waits for room"
-            rows.append((what, str(item.transaction_id), f"{len(item.payload)}"))
-        else:
-            record = item[0]
-            what = "queued" if not record.waits else "queued, asks for a completion"
-            number = str(record.transaction_id) if record.waits else ""
-            rows.append((what, number, f"{len(record.payload)}"))
-    return rows

@@ -11,12 +11,14 @@ from __future__ import annotations
 import mmap
 import struct
 import zlib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
 from emulator.kmcl import DecodedStream, StreamError, decode_stream
+from emulator.kmcl.save import SavedCompletion
 from emulator.machine import statefile
 from emulator.machine.host import HostState
 from emulator.machine.snapshot import STATE, SnapshotError
@@ -86,6 +88,56 @@ def decode_channels(state: HostState) -> dict[str, dict[str, DecodedStream | Str
             except StreamError as error:
                 found[device.name][role] = error
     return found
+
+
+@dataclass(frozen=True)
+class InUse:
+    """What a saved channel has under way: what it is, its transaction, its bytes if it has any."""
+
+    what: str
+    transaction_id: int | None
+    payload: int | None
+
+
+@dataclass(frozen=True)
+class ChannelSummary:
+    """A saved channel for people. ``error`` is why it cannot be read."""
+
+    size: int
+    in_use: tuple[InUse, ...] = ()
+    faults: tuple[str, ...] = ()
+    error: str = ""
+
+
+def summaries(state: HostState) -> dict[str, dict[str, ChannelSummary]]:
+    """Return what each device's channels have under way."""
+    streams = decode_channels(state)
+    return {
+        device.name: {
+            role: _summary(sum(map(len, pieces)), streams[device.name][role])
+            for role, pieces in device.channels.items()
+        }
+        for device in state.devices
+    }
+
+
+def _summary(size: int, stream: DecodedStream | StreamError) -> ChannelSummary:
+    if isinstance(stream, StreamError):
+        return ChannelSummary(size, error=str(stream))
+    rows = [
+        InUse("in the ring, not answered", record.transaction_id, None)
+        for record, _ in stream.in_ring
+    ]
+    for item in stream.queue:
+        if isinstance(item, SavedCompletion):
+            what = "completion, waits for room"
+            rows.append(InUse(what, item.transaction_id, len(item.payload)))
+        else:
+            record = item[0]
+            what = "queued, asks for a completion" if record.waits else "queued"
+            number = record.transaction_id if record.waits else None
+            rows.append(InUse(what, number, len(record.payload)))
+    return ChannelSummary(size, tuple(rows), tuple(fault.text for fault in stream.channel.faults))
 
 
 def as_builtins(state: HostState) -> Any:
