@@ -1,0 +1,494 @@
+# SPDX-License-Identifier: MIT
+"""One run of the explorer, played from its first step to rest, with the cuts that are in it.
+
+Everything is deterministic: there is one thread, signals are flags, and what is random comes from
+the seeds in the run. A run is played anew for each restore point. That costs about a millisecond,
+and it is the only way to stop the guest's generators at an access and go on from there.
+
+Where a machine can be saved. The guest's virtual CPU can stand still anywhere, so there is a point
+before and after each of its accesses to a control page. The host cannot: a backend is told to stop
+between two callbacks of its loop, pauses its channels, and lets the save begin when they have
+drained. What a host does in one step is therefore whole in every saved machine. What *can* fall
+into the middle of it is the Pause, because a VSP may call VmbChannelPause in a process callback or
+a completion routine; so the points within a host's step are at the end of each callback, the pause
+begins there, and the save is taken when the step is over. From the end of the pause to the start
+in the new process nothing may be written to guest memory, but the words that attaching writes.
+
+At rest nobody has anything to do: no signal is on its way, nobody is scheduled. Work that is left
+then is lost, or, if a signal out of nowhere would set it going, a wake-up is.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable
+from typing import Any, assert_never
+
+from emulator.conformance.ledger import Ledger, Symptom, Violation
+from emulator.conformance.rig import Port
+from emulator.conformance.server import Arena, Server, buffer_sizes
+from emulator.conformance.steps import Cut, Mode, Op, Run, Signals, Step
+from emulator.conformance.walker import Guest, Walk
+from emulator.kmcl import KmclError, Queue, ServerChannel
+from emulator.kmcl import Run as KmclRun
+from emulator.wire.ntstatus import NtStatus
+
+REST_LIMIT = 20_000
+"""Moves after which a run that does not come to rest never will."""
+
+
+class Play:
+    """A run; :meth:`play` plays it once."""
+
+    def __init__(self, arena: Arena) -> None:
+        """Make a guest, and a channel that is offered and started."""
+        arena.reset()
+        self._arena = arena
+        self._ledger = Ledger(ram=bytearray(arena.ram))
+        self._guest = Guest(self._ledger, self._ring_doorbell, arena.ram)
+        self._doorbell = False
+        self._quota = 1024
+        self._vsp_paused = False
+        self._late = False
+        self._cut: Cut | None = None
+        self._callbacks = 0
+        self._frozen: tuple[bytes, bytes] | None = None
+        self._new_process(hold=False)
+        self._channel.enable()
+        self._channel.start()
+
+    # Processes.
+
+    def _new_process(self, *, hold: bool) -> None:
+        connected = self._ledger.connected
+        self._port = Port(self._interrupt, ram=self._arena.ram)
+        self._server = Server(self._ledger, self._boundary, hold=hold, restored_open=connected)
+        self._channel = ServerChannel(self._port)
+        self._server.configure(self._channel)
+        self._channel.set_transaction_quota(self._quota)
+        if connected:
+            self._port.at_offer = lambda channel: channel.port_restored(*self._arena.host_ends())
+
+    def _interrupt(self) -> None:
+        self._guest.irq = True
+
+    def _ring_doorbell(self) -> None:
+        self._doorbell = True
+
+    # The run.
+
+    def play(self, run: Run) -> list[int]:
+        """Play a run to its end; returns, for each step, its points beyond the one before it.
+
+        Raises :class:`Violation`.
+        """
+        points: list[int] = []
+        cuts: list[Cut] = []
+        try:
+            for item in run:
+                if isinstance(item, Cut):
+                    cuts.append(item)
+                    continue
+                for cut in cuts[:-1]:
+                    self._save_and_restore(cut)
+                points.append(self._step(item, cuts[-1] if cuts else None))
+                cuts.clear()
+            for cut in cuts:
+                self._save_and_restore(cut)
+            self._finish()
+        except Violation:
+            raise
+        except Exception as error:
+            raise Violation(Symptom.CRASH, f"{type(error).__name__}: {error}") from error
+        return points
+
+    def _step(self, step: Step, cut: Cut | None) -> int:
+        if cut is not None and not cut.after:
+            self._save_and_restore(cut)
+            cut = None
+        guest = self._guest
+        walk: Walk[None] | None = None
+        match step.op:
+            case Op.ASK:
+                count, filler, wants = step.args
+                walk = guest.ask(count, filler, bool(wants))
+            case Op.BATCH:
+                count, filler, wants = step.args
+                walk = guest.batch(count, filler, bool(wants))
+            case Op.EXTERNAL:
+                walk = guest.external(*step.args)
+            case Op.INTERRUPT:
+                walk = guest.interrupt()
+            case Op.READ:
+                walk = guest.read(*step.args)
+            case Op.MASK:
+                walk = guest.mask()
+            case Op.UNMASK:
+                walk = guest.unmask()
+            case Op.ANSWER:
+                walk = guest.answer(*step.args)
+            case _:
+                return self._host_step(step, cut)
+        return self._guest_step(walk, cut) if self._ledger.connected else 0
+
+    def _guest_step(self, walk: Walk[None], cut: Cut | None = None) -> int:
+        accesses = 0
+        for _ in walk:
+            accesses += 1
+            if cut is not None and cut.after == accesses:
+                self._save_and_restore(cut)
+                cut = None
+        if cut is not None:
+            self._save_and_restore(cut)
+        return accesses
+
+    def _host_step(self, step: Step, cut: Cut | None) -> int:
+        self._end_lateness()
+        self._cut, self._callbacks, self._frozen = cut, 0, None
+        self._host_does(step)
+        callbacks, self._cut = self._callbacks, None
+        if cut is not None:
+            if self._frozen not in (None, self._arena.copy()):
+                raise Violation(Symptom.MEMORY, "guest memory was written after the pause ended")
+            self._save_and_restore(cut)
+        return callbacks
+
+    def _boundary(self) -> None:
+        """A callback of the VSP ends; pause here if that is the cut."""
+        if self._channel.in_a_callback:
+            # EvtPostStarted and the like: no pause is allowed.
+            return
+        self._callbacks += 1
+        if self._cut is not None and self._cut.after == self._callbacks:
+            self._channel.pause(self._paused_in_step)
+
+    def _paused_in_step(self) -> None:
+        self._frozen = self._arena.copy()
+
+    def _host_does(self, step: Step) -> None:
+        channel, server, args = self._channel, self._server, step.args
+        match step.op:
+            case Op.OPEN:
+                self._open(args[0] * 8)
+            case Op.CLOSE:
+                self._close()
+            case Op.DOORBELL:
+                if self._doorbell:
+                    self._doorbell = False
+                    for _ in range(args[0]):
+                        channel.port_interrupt()
+            case Op.SPURIOUS:
+                channel.port_interrupt()
+            case Op.TURN:
+                self._port.take_turn()
+            case Op.SEND:
+                for _ in range(args[0]):
+                    if server.may_send:
+                        server.send(channel, args[1], bool(args[2]))
+            case Op.HOLD:
+                server.hold = bool(args[0])
+            case Op.COMPLETE:
+                server.complete(args[0])
+            case Op.FAIL:
+                server.fail()
+            case Op.QUOTA:
+                self._quota = args[0]
+                channel.set_transaction_quota(self._quota)
+            case Op.PAUSE:
+                self._vsp_paused = True
+                self._pause()
+            case Op.START:
+                if self._vsp_paused:
+                    self._vsp_paused = False
+                    self._start()
+            case (
+                Op.ASK
+                | Op.BATCH
+                | Op.EXTERNAL
+                | Op.INTERRUPT
+                | Op.READ
+                | Op.MASK
+                | Op.UNMASK
+                | Op.ANSWER
+            ):
+                raise AssertionError("a step of the guest")
+            case _:
+                assert_never(step.op)
+
+    def _open(self, offset: int) -> None:
+        if self._ledger.connected:
+            return
+        self._guest.open(*self._arena.rings(), offset)
+        self._ledger.opens()
+        status = self._channel.port_opened(*self._arena.host_ends())
+        if status is not NtStatus.SUCCESS:
+            raise Violation(Symptom.STATUS, f"the open ended with {status.name}")
+        self._check_runs()
+
+    def _close(self) -> None:
+        if not self._ledger.connected:
+            return
+        self._ledger.closing()
+        done: list[bool] = []
+        self._channel.port_closed(lambda: done.append(True))
+        if done != [True] or self._server.phase != "closed":
+            raise Violation(Symptom.CALLBACK, "the guest's close did not come to its end")
+        self._guest.closed()
+        self._doorbell = False
+        self._arena.swap()
+        self._frozen = None
+
+    # Pause, save, restore, start.
+
+    def _pause(self) -> None:
+        done: list[bool] = []
+        self._channel.pause(lambda: done.append(True))
+        while not done and self._port.take_turn():
+            pass
+        if done != [True]:
+            raise Violation(Symptom.STUCK, "VmbChannelPause does not end, and nothing is held")
+        if self._server.phase not in ("closed", "opened", "suspended"):
+            raise Violation(Symptom.CALLBACK, "EvtSuspend did not run")
+
+    def _start(self) -> None:
+        self._channel.start()
+        self._check_runs()
+
+    def _check_runs(self) -> None:
+        # A cut can have paused it within the callbacks of the start.
+        wanted = self._ledger.connected and self._channel.run is KmclRun.STARTED
+        if wanted and self._server.phase != "running":
+            raise Violation(
+                Symptom.CALLBACK, f"the channel was started and the VSP is {self._server.phase}"
+            )
+
+    def _end_lateness(self) -> None:
+        if self._late:
+            self._late = False
+            if self._doorbell:
+                # It comes to a channel that was not started, which has to look for itself then.
+                self._doorbell = False
+                self._channel.port_interrupt()
+            self._start()
+
+    def _save_and_restore(self, cut: Cut) -> None:
+        self._pause()
+        frozen = self._arena.copy()
+        if cut.mode is Mode.ABORT:
+            self._channel.save_begin()
+            self._channel.save_continue(random.Random(cut.sizes).randrange(2000))
+            self._channel.save_end()
+        pieces = self._save(cut.sizes)
+        if self._arena.copy() != frozen:
+            raise Violation(Symptom.MEMORY, "guest memory was written during the save")
+        match cut.mode:
+            case Mode.RESTORE | Mode.ABORT | Mode.LATE:
+                pass
+            case Mode.CHECKPOINT:
+                if not (self._vsp_paused or self._late):
+                    self._start()
+                return
+            case Mode.DOUBLE:
+                self._restore(pieces, frozen)
+                again = self._save(cut.sizes)
+                if again != pieces:
+                    raise Violation(Symptom.BYTES, "a save after a restore differs from the first")
+            case Mode.TWICE:
+                self._restore_and_kill(pieces, frozen)
+            case Mode.REFUSED:
+                self._refuse(frozen, cut.sizes)
+            case _:
+                assert_never(cut.mode)
+        match cut.signals:
+            case Signals.LOST:
+                self._doorbell = self._guest.irq = False
+            case Signals.KEPT:
+                pass
+            case Signals.SPURIOUS:
+                self._doorbell = self._guest.irq = True
+            case _:
+                assert_never(cut.signals)
+        self._restore(pieces, frozen)
+        if cut.mode is Mode.LATE:
+            self._late = not self._vsp_paused
+        elif not self._vsp_paused:
+            self._late = False
+            self._start()
+
+    def _save(self, sizes: int) -> list[bytes]:
+        """Save; every call's status is checked."""
+        channel, size = self._channel, buffer_sizes(sizes)
+        _expect("VmbChannelSaveBegin", channel.save_begin(), NtStatus.SUCCESS)
+        pieces: list[bytes] = []
+        needed = 0
+        while True:
+            given = max(size(), needed)
+            result = channel.save_continue(given)
+            if len(result.data) > given:
+                raise Violation(Symptom.STATUS, "SaveContinue filled more than its buffer")
+            if result.data:
+                pieces.append(result.data)
+            if result.status is NtStatus.SUCCESS:
+                break
+            more = NtStatus.BUFFER_OVERFLOW if result.data else NtStatus.BUFFER_TOO_SMALL
+            _expect("VmbChannelSaveContinue", result.status, more)
+            if not result.data and result.bytes_required <= given:
+                raise Violation(Symptom.STATUS, "SaveContinue needs no more than it was given")
+            needed = 0 if result.data else result.bytes_required
+        channel.save_end()
+        return pieces
+
+    def _restore(self, pieces: list[bytes], frozen: tuple[bytes, bytes]) -> None:
+        """Restore in a new process; nothing is started."""
+        self._new_process(hold=self._server.hold)
+        self._channel.enable()
+        for left, piece in zip(range(len(pieces) - 1, -1, -1), pieces, strict=True):
+            status = self._channel.restore_from_buffer(piece)
+            more = NtStatus.MORE_PROCESSING_REQUIRED if left else NtStatus.SUCCESS
+            _expect(f"RestoreFromBuffer ({self._channel.restore_failure})", status, more)
+        forgotten = self._ledger.in_use.keys() - set(self._server.restored)
+        if forgotten:
+            raise Violation(Symptom.LOST, f"packets {sorted(forgotten)} were not restored")
+        self._check_untouched(frozen)
+
+    def _check_untouched(self, frozen: tuple[bytes, bytes]) -> None:
+        allowed = self._arena.host_words() if self._ledger.connected else set()
+        if surplus := set(self._arena.words(frozen)) - allowed:
+            raise Violation(
+                Symptom.MEMORY, f"the restore wrote to guest memory at {sorted(surplus)[:4]}"
+            )
+
+    def _restore_and_kill(self, pieces: list[bytes], frozen: tuple[bytes, bytes]) -> None:
+        """Restore and start, and then go back to the snapshot as if that had never been."""
+        ledger, signals = self._ledger.snapshot(), (self._doorbell, self._guest.irq)
+        self._restore(pieces, frozen)
+        if not self._vsp_paused:
+            self._start()
+            self._server.complete(2)
+        self._go_back(frozen, ledger, signals)
+
+    def _refuse(self, frozen: tuple[bytes, bytes], seed: int) -> None:
+        """Restore a damaged stream: a failure, and a channel that can only be disabled."""
+        ledger, signals = self._ledger.snapshot(), (self._doorbell, self._guest.irq)
+        pieces = damage(self._save(0), random.Random(f"damage {seed}"))
+        self._new_process(hold=self._server.hold)
+        channel = self._channel
+        channel.enable()
+        statuses: list[NtStatus] = []
+        for piece in pieces:
+            statuses.append(channel.restore_from_buffer(piece))
+            if statuses[-1] is not NtStatus.MORE_PROCESSING_REQUIRED:
+                break
+        if NtStatus.SUCCESS in statuses:
+            raise Violation(Symptom.STATUS, "a damaged stream was restored")
+        try:
+            channel.start()
+        except KmclError:
+            pass
+        else:
+            raise Violation(Symptom.STATUS, "a channel whose restore failed could be started")
+        self._check_untouched(frozen)
+        # What was not restored this process does not know of; what was has to end with it.
+        restored = self._server.restored
+        self._ledger.in_use = {number: self._ledger.in_use[number] for number in restored}
+        self._ledger.closing()
+        self._disable()
+        if left := sorted(self._ledger.in_use):
+            raise Violation(Symptom.LOST, f"packets {left} did not end with the channel")
+        self._server.check_leaks(channel)
+        self._go_back(frozen, ledger, signals)
+
+    def _go_back(
+        self, frozen: tuple[bytes, bytes], ledger: dict[str, Any], signals: tuple[bool, bool]
+    ) -> None:
+        self._arena.put_back(frozen)
+        self._ledger.put_back(ledger)
+        self._doorbell, self._guest.irq = signals
+
+    def _disable(self) -> None:
+        done: list[bool] = []
+        self._channel.disable(lambda: done.append(True))
+        if done != [True]:
+            raise Violation(Symptom.STUCK, "VmbChannelDisable does not end, and nothing is held")
+
+    # The end.
+
+    def _finish(self) -> None:
+        """Let everybody come to rest, moving only when signalled, and compare the books."""
+        self._end_lateness()
+        if self._vsp_paused:
+            self._vsp_paused = False
+            self._start()
+        self._rest()
+        if left := self._left():
+            self._doorbell = self._guest.irq = True
+            self._rest()
+            symptom = Symptom.LOST if self._left() else Symptom.STUCK
+            raise Violation(symptom, left)
+        stats = self._channel.stats()
+        busy = stats.held, stats.queued_wait, stats.queued_no_wait, stats.queued_completions
+        if self._ledger.connected and any(busy):
+            raise Violation(Symptom.LEAK, f"at rest there are {stats}")
+        if (self._channel.fault is not None) is not self._ledger.failed:
+            raise Violation(Symptom.STATUS, f"the channel's fault is {self._channel.fault}")
+        self._arena.check(self._ledger)
+        if self._channel.queue is Queue.ON:
+            self._pause()
+        self._ledger.closing()
+        self._disable()
+        if self._ledger.in_use:
+            raise Violation(
+                Symptom.LOST, f"the routines of {sorted(self._ledger.in_use)} did not run"
+            )
+        self._server.check_leaks(self._channel)
+
+    def _left(self) -> str:
+        left = self._ledger.left()
+        if not left and self._guest.waits_for_room and not self._ledger.failed:
+            left = "the guest still waits for room in a ring that is empty"
+        return left
+
+    def _rest(self) -> None:
+        for _ in range(REST_LIMIT):
+            self._server.complete(2)
+            if self._doorbell:
+                self._doorbell = False
+                self._channel.port_interrupt()
+            elif self._port.take_turn():
+                pass
+            elif self._ledger.connected and (self._guest.irq or self._guest.scheduled):
+                self._guest_step(self._guest.interrupt())
+            elif self._guest.owes:
+                self._guest_step(self._guest.answer(2))
+            elif not self._server.held:
+                return
+        raise Violation(Symptom.STUCK, "the parties signal each other for ever")
+
+
+def _expect(what: str, status: NtStatus, expected: NtStatus) -> None:
+    if status is not expected:
+        raise Violation(Symptom.STATUS, f"{what}: {status.name}, not {expected.name}")
+
+
+def damage(chunks: Iterable[bytes], rng: random.Random) -> list[bytes]:
+    """Damage a stream that has a buffer a chunk: drop, double, cut or change one."""
+    pieces = list(chunks)
+    victim = rng.randrange(len(pieces))
+    match rng.randrange(5):
+        case 0:
+            # Without its last chunk a stream is not refused but goes on for ever.
+            del pieces[min(victim, len(pieces) - 2)]
+        case 1:
+            pieces.insert(victim, pieces[victim])
+            if victim == len(pieces) - 2:
+                # What comes after the last chunk is another restore's; here it is one buffer.
+                pieces[victim:] = [pieces[victim] * 2]
+        case 2:
+            pieces[victim] = pieces[victim][: rng.randrange(len(pieces[victim]))]
+        case 3:
+            pieces[victim] += b"surplus"
+        case _:
+            changed = bytearray(pieces[victim])
+            changed[rng.randrange(len(changed))] ^= 1 << rng.randrange(8)
+            pieces[victim] = bytes(changed)
+    return pieces
