@@ -3,7 +3,7 @@
 
 :func:`explore` draws runs from seeds, plays each without a restore to learn its boundaries, then
 once for every boundary with a restore there, and once with a restore before each of its steps.
-:func:`shrink` takes parts and arguments out of a failing run as long as it fails in the same way.
+:func:`shrink` takes parts and arguments out of a failing run as long as it fails.
 What has to hold is in :mod:`~emulator.conformance.ledger` and :mod:`~emulator.conformance.play`.
 """
 
@@ -99,10 +99,11 @@ def play(run: Run, arena: Arena | None = None) -> list[int]:
 
 def points_of(found: Sequence[int]) -> Iterator[str]:
     """Name the restore points of a run, from what :func:`play` returned for it."""
-    yield EVERYWHERE
     for number, count in enumerate(found):
         for after in range(count + 1):
             yield f"{number}.{after}"
+    # Last: what one restore does not show. A failure with one of them is easier to understand.
+    yield EVERYWHERE
 
 
 def explore_run(
@@ -177,7 +178,10 @@ def explore_one(run: Run, seed: int | None, at: str) -> Exploration:
 
 
 class _Shrinker:
-    """Tries smaller runs, and keeps those that fail with the same symptom."""
+    """Tries smaller runs, and keeps those that fail, with whatever symptom.
+
+    One bug has many: what is out of order in a long run is merely lost in a short one.
+    """
 
     def __init__(self, failure: Failure) -> None:
         self.best = list(failure.run)
@@ -186,16 +190,15 @@ class _Shrinker:
         self._tries = 0
 
     def fails(self, run: list[Step | Cut]) -> bool:
-        """Play a smaller run; keep it if it fails in the same way."""
+        """Play a smaller run; keep it if it fails."""
         if self._tries >= SHRINK_LIMIT:
             return False
         self._tries += 1
         try:
             Play(self._arena).play(run)
         except Violation as violation:
-            if violation.symptom is self.violation.symptom:
-                self.best, self.violation = run, violation
-                return True
+            self.best, self.violation = run, violation
+            return True
         return False
 
     def drop(self) -> bool:
@@ -203,15 +206,21 @@ class _Shrinker:
         before = len(self.best)
         size = max(1, len(self.best) // 2)
         while size:
-            start = len(self.best) - size
-            while start >= 0:
-                self.fails(self.best[:start] + self.best[start + size :])
-                # Whether or not it was dropped, what is before it is next.
-                start = min(start, len(self.best)) - size if start else -1
-                if -size < start < 0:
-                    start = 0
+            # From the end: what is left out there changes nothing of what is before it.
+            for start in range(len(self.best) - size, -size, -size):
+                first = max(start, 0)
+                self.fails(self.best[:first] + self.best[start + size :])
             size //= 2
         return len(self.best) < before
+
+    def drop_pairs(self) -> bool:
+        """Leave out two steps that make up for one another, such as a filler and its reader."""
+        for first in range(len(self.best)):
+            for second in range(first + 1, len(self.best)):
+                kept = [*self.best[:first], *self.best[first + 1 : second]]
+                if self.fails(kept + self.best[second + 1 :]):
+                    return True
+        return False
 
     def simplify(self) -> bool:
         """Make each argument as small, and each restore as plain, as it may be."""
@@ -247,8 +256,8 @@ def _simpler(item: Step | Cut) -> Iterator[Step | Cut]:
 
 
 def shrink(failure: Failure) -> Failure:
-    """Return the shortest run that was found to fail in the same way; the same every time."""
+    """Return the shortest failing run that was found; the same every time."""
     shrinker = _Shrinker(failure)
-    while shrinker.drop() or shrinker.simplify():
+    while shrinker.drop() or shrinker.simplify() or shrinker.drop_pairs():
         pass
     return Failure(None, "", tuple(shrinker.best), shrinker.violation)

@@ -21,7 +21,7 @@ then is lost, or, if a signal out of nowhere would set it going, a wake-up is.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, assert_never
 
 from emulator.conformance.ledger import Ledger, Symptom, Violation
@@ -53,13 +53,13 @@ class Play:
         self._cut: Cut | None = None
         self._callbacks = 0
         self._frozen: tuple[bytes, bytes] | None = None
-        self._new_process(hold=False)
+        self._new_process(hold=0)
         self._channel.enable()
         self._channel.start()
 
     # Processes.
 
-    def _new_process(self, *, hold: bool) -> None:
+    def _new_process(self, *, hold: int) -> None:
         connected = self._ledger.connected
         self._port = Port(self._interrupt, ram=self._arena.ram)
         self._server = Server(self._ledger, self._boundary, hold=hold, restored_open=connected)
@@ -163,6 +163,8 @@ class Play:
             self._channel.pause(self._paused_in_step)
 
     def _paused_in_step(self) -> None:
+        if self._server.held:
+            raise Violation(Symptom.STATUS, "VmbChannelPause ended while the VSP held packets")
         self._frozen = self._arena.copy()
 
     def _host_does(self, step: Step) -> None:
@@ -174,11 +176,9 @@ class Play:
                 self._close()
             case Op.DOORBELL:
                 if self._doorbell:
-                    self._doorbell = False
-                    for _ in range(args[0]):
-                        channel.port_interrupt()
+                    self._doorbell_arrives(args[0])
             case Op.SPURIOUS:
-                channel.port_interrupt()
+                self._doorbell_arrives(1)
             case Op.TURN:
                 self._port.take_turn()
             case Op.SEND:
@@ -186,7 +186,7 @@ class Play:
                     if server.may_send:
                         server.send(channel, args[1], bool(args[2]))
             case Op.HOLD:
-                server.hold = bool(args[0])
+                server.hold = args[0]
             case Op.COMPLETE:
                 server.complete(args[0])
             case Op.FAIL:
@@ -215,6 +215,15 @@ class Play:
             case _:
                 assert_never(step.op)
 
+    def _doorbell_arrives(self, times: int) -> None:
+        self._doorbell = False
+        stands_still = self._channel.queue is Queue.OFF
+        before = self._arena.copy() if stands_still else None
+        for _ in range(times):
+            self._channel.port_interrupt()
+        if stands_still and self._arena.copy() != before:
+            raise Violation(Symptom.MEMORY, "guest memory was written while the channel is paused")
+
     def _open(self, offset: int) -> None:
         if self._ledger.connected:
             return
@@ -229,10 +238,9 @@ class Play:
         if not self._ledger.connected:
             return
         self._ledger.closing()
-        done: list[bool] = []
-        self._channel.port_closed(lambda: done.append(True))
-        if done != [True] or self._server.phase != "closed":
-            raise Violation(Symptom.CALLBACK, "the guest's close did not come to its end")
+        self._wait_for("the guest's close", self._channel.port_closed)
+        if self._server.phase != "closed":
+            raise Violation(Symptom.CALLBACK, "EvtClosed did not run")
         self._guest.closed()
         self._doorbell = False
         self._arena.swap()
@@ -241,14 +249,21 @@ class Play:
     # Pause, save, restore, start.
 
     def _pause(self) -> None:
-        done: list[bool] = []
-        self._channel.pause(lambda: done.append(True))
-        while not done and self._port.take_turn():
-            pass
-        if done != [True]:
-            raise Violation(Symptom.STUCK, "VmbChannelPause does not end, and nothing is held")
+        self._wait_for("VmbChannelPause", self._channel.pause)
         if self._server.phase not in ("closed", "opened", "suspended"):
             raise Violation(Symptom.CALLBACK, "EvtSuspend did not run")
+
+    def _wait_for(self, what: str, call: Callable[[Callable[[], None]], None]) -> None:
+        """Make a call that ends when the VSP holds nothing, and complete what it holds by turns."""
+        ends: list[int] = []
+        call(lambda: ends.append(len(self._server.held)))
+        while not ends:
+            if self._server.held:
+                self._server.complete(0)
+            elif not self._port.take_turn():
+                raise Violation(Symptom.STUCK, f"{what} does not end, and the VSP holds nothing")
+        if ends != [0]:
+            raise Violation(Symptom.STATUS, f"{what} ended while the VSP held packets: {ends}")
 
     def _start(self) -> None:
         self._channel.start()
@@ -267,8 +282,7 @@ class Play:
             self._late = False
             if self._doorbell:
                 # It comes to a channel that was not started, which has to look for itself then.
-                self._doorbell = False
-                self._channel.port_interrupt()
+                self._doorbell_arrives(1)
             self._start()
 
     def _save_and_restore(self, cut: Cut) -> None:
@@ -406,10 +420,7 @@ class Play:
         self._doorbell, self._guest.irq = signals
 
     def _disable(self) -> None:
-        done: list[bool] = []
-        self._channel.disable(lambda: done.append(True))
-        if done != [True]:
-            raise Violation(Symptom.STUCK, "VmbChannelDisable does not end, and nothing is held")
+        self._wait_for("VmbChannelDisable", self._channel.disable)
 
     # The end.
 
@@ -452,8 +463,7 @@ class Play:
         for _ in range(REST_LIMIT):
             self._server.complete(2)
             if self._doorbell:
-                self._doorbell = False
-                self._channel.port_interrupt()
+                self._doorbell_arrives(1)
             elif self._port.take_turn():
                 pass
             elif self._ledger.connected and (self._guest.irq or self._guest.scheduled):

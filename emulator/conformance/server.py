@@ -130,11 +130,12 @@ class Server:
     """A VSP on one channel: it traces its state callbacks, and answers as it is told."""
 
     def __init__(
-        self, ledger: Ledger, boundary: Callable[[], None], *, hold: bool, restored_open: bool
+        self, ledger: Ledger, boundary: Callable[[], None], *, hold: int, restored_open: bool
     ) -> None:
         """Start as a VSP does in a new process; ``boundary`` is called at the end of callbacks."""
         self.ledger = ledger
         self.hold = hold
+        """0: answer at once. 1: hold, and complete in EvtSuspend. 2: hold beyond EvtSuspend too."""
         self.held: list[tuple[IncomingPacket, Request]] = []
         self.phase = "opened" if restored_open else "closed"
         self.restored: list[int] = []
@@ -175,7 +176,8 @@ class Server:
 
     def _suspend(self, _: ServerChannel) -> None:
         self._moves("suspended", "running")
-        self.complete(2)
+        if self.hold != 2:
+            self.complete(2)
 
     @property
     def may_send(self) -> bool:
@@ -198,7 +200,7 @@ class Server:
         else:
             self._complete(packet, request)
         self._boundary()
-        if self.phase == "suspended":
+        if self.phase == "suspended" and self.hold != 2:
             self.complete(2)
 
     def complete(self, which: int) -> None:

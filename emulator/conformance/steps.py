@@ -79,7 +79,7 @@ class Op(Enum):
     SEND = "send"
     """VSP: send packets (count, filler bytes, whether each waits for a completion)."""
     HOLD = "hold"
-    """VSP: hold the requests that come (1) or answer them at once (0)."""
+    """VSP: answer requests at once (0), or hold them, till EvtSuspend (1) or past it (2)."""
     COMPLETE = "complete"
     """VSP: complete held requests: 0 the oldest, 1 the newest, 2 all."""
     FAIL = "fail"
@@ -109,7 +109,7 @@ ARGUMENTS: Final[dict[Op, tuple[tuple[int, int], ...]]] = {
     Op.SPURIOUS: (),
     Op.TURN: (),
     Op.SEND: ((1, 16), _FILLER, _FLAG),
-    Op.HOLD: (_FLAG,),
+    Op.HOLD: (_WHICH,),
     Op.COMPLETE: (_WHICH,),
     Op.FAIL: (),
     Op.QUOTA: ((1, 1024),),
@@ -135,9 +135,9 @@ _OFTEN: Final[dict[Op, float]] = {
     Op.SEND: 4,
     Op.HOLD: 1.2,
     Op.COMPLETE: 2,
-    Op.FAIL: 0.1,
+    Op.FAIL: 0.6,
     Op.QUOTA: 1,
-    Op.PAUSE: 0.3,
+    Op.PAUSE: 0.5,
     Op.START: 0.6,
 }
 """How often each is drawn, relative to the others."""
