@@ -2,7 +2,7 @@
 """One run of the explorer, played from its first step to rest, with the cuts that are in it.
 
 Everything is deterministic: there is one thread, signals are flags, and what is random comes from
-the seeds in the run. A run is played anew for each restore point. That costs about a millisecond,
+the seeds in the run. A run is played anew for each restore point. That costs a few milliseconds,
 and it is the only way to stop the guest's generators at an access and go on from there.
 
 Where a machine can be saved. The guest's virtual CPU can stand still anywhere, so there is a point
@@ -21,12 +21,13 @@ then is lost, or, if a signal out of nowhere would set it going, a wake-up is.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, assert_never
 
 from emulator.conformance.ledger import Ledger, Symptom, Violation
 from emulator.conformance.rig import Port
-from emulator.conformance.server import Arena, Server, buffer_sizes
+from emulator.conformance.saving import damage, restore, save
+from emulator.conformance.server import Arena, Server
 from emulator.conformance.steps import Cut, Mode, Op, Run, Signals, Step
 from emulator.conformance.walker import Guest, Walk
 from emulator.kmcl import KmclError, Queue, ServerChannel
@@ -292,7 +293,7 @@ class Play:
             self._channel.save_begin()
             self._channel.save_continue(random.Random(cut.sizes).randrange(2000))
             self._channel.save_end()
-        pieces = self._save(cut.sizes)
+        pieces = save(self._channel, cut.sizes)
         if self._arena.copy() != frozen:
             raise Violation(Symptom.MEMORY, "guest memory was written during the save")
         match cut.mode:
@@ -304,7 +305,7 @@ class Play:
                 return
             case Mode.DOUBLE:
                 self._restore(pieces, frozen)
-                again = self._save(cut.sizes)
+                again = save(self._channel, cut.sizes)
                 if again != pieces:
                     raise Violation(Symptom.BYTES, "a save after a restore differs from the first")
             case Mode.TWICE:
@@ -329,37 +330,11 @@ class Play:
             self._late = False
             self._start()
 
-    def _save(self, sizes: int) -> list[bytes]:
-        """Save; every call's status is checked."""
-        channel, size = self._channel, buffer_sizes(sizes)
-        _expect("VmbChannelSaveBegin", channel.save_begin(), NtStatus.SUCCESS)
-        pieces: list[bytes] = []
-        needed = 0
-        while True:
-            given = max(size(), needed)
-            result = channel.save_continue(given)
-            if len(result.data) > given:
-                raise Violation(Symptom.STATUS, "SaveContinue filled more than its buffer")
-            if result.data:
-                pieces.append(result.data)
-            if result.status is NtStatus.SUCCESS:
-                break
-            more = NtStatus.BUFFER_OVERFLOW if result.data else NtStatus.BUFFER_TOO_SMALL
-            _expect("VmbChannelSaveContinue", result.status, more)
-            if not result.data and result.bytes_required <= given:
-                raise Violation(Symptom.STATUS, "SaveContinue needs no more than it was given")
-            needed = 0 if result.data else result.bytes_required
-        channel.save_end()
-        return pieces
-
     def _restore(self, pieces: list[bytes], frozen: tuple[bytes, bytes]) -> None:
         """Restore in a new process; nothing is started."""
         self._new_process(hold=self._server.hold)
         self._channel.enable()
-        for left, piece in zip(range(len(pieces) - 1, -1, -1), pieces, strict=True):
-            status = self._channel.restore_from_buffer(piece)
-            more = NtStatus.MORE_PROCESSING_REQUIRED if left else NtStatus.SUCCESS
-            _expect(f"RestoreFromBuffer ({self._channel.restore_failure})", status, more)
+        restore(self._channel, pieces)
         forgotten = self._ledger.in_use.keys() - set(self._server.restored)
         if forgotten:
             raise Violation(Symptom.LOST, f"packets {sorted(forgotten)} were not restored")
@@ -384,7 +359,7 @@ class Play:
     def _refuse(self, frozen: tuple[bytes, bytes], seed: int) -> None:
         """Restore a damaged stream: a failure, and a channel that can only be disabled."""
         ledger, signals = self._ledger.snapshot(), (self._doorbell, self._guest.irq)
-        pieces = damage(self._save(0), random.Random(f"damage {seed}"))
+        pieces = damage(save(self._channel, 0), random.Random(f"damage {seed}"))
         self._new_process(hold=self._server.hold)
         channel = self._channel
         channel.enable()
@@ -473,32 +448,3 @@ class Play:
             elif not self._server.held:
                 return
         raise Violation(Symptom.STUCK, "the parties signal each other for ever")
-
-
-def _expect(what: str, status: NtStatus, expected: NtStatus) -> None:
-    if status is not expected:
-        raise Violation(Symptom.STATUS, f"{what}: {status.name}, not {expected.name}")
-
-
-def damage(chunks: Iterable[bytes], rng: random.Random) -> list[bytes]:
-    """Damage a stream that has a buffer a chunk: drop, double, cut or change one."""
-    pieces = list(chunks)
-    victim = rng.randrange(len(pieces))
-    match rng.randrange(5):
-        case 0:
-            # Without its last chunk a stream is not refused but goes on for ever.
-            del pieces[min(victim, len(pieces) - 2)]
-        case 1:
-            pieces.insert(victim, pieces[victim])
-            if victim == len(pieces) - 2:
-                # What comes after the last chunk is another restore's; here it is one buffer.
-                pieces[victim:] = [pieces[victim] * 2]
-        case 2:
-            pieces[victim] = pieces[victim][: rng.randrange(len(pieces[victim]))]
-        case 3:
-            pieces[victim] += b"surplus"
-        case _:
-            changed = bytearray(pieces[victim])
-            changed[rng.randrange(len(changed))] ^= 1 << rng.randrange(8)
-            pieces[victim] = bytes(changed)
-    return pieces

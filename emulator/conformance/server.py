@@ -9,7 +9,6 @@ closed is found when it is written to.
 from __future__ import annotations
 
 import mmap
-import random
 from collections.abc import Callable
 from typing import Final
 
@@ -285,11 +284,3 @@ class Server:
             raise Violation(Symptom.LEAK, f"{leaked} packet objects are lost: {error}") from error
         for packet in packets:
             packet.free()
-
-
-def buffer_sizes(seed: int) -> Callable[[], int]:
-    """Return a source of buffer sizes for a save: always 0 for the seed 0."""
-    if not seed:
-        return lambda: 0
-    rng = random.Random(f"sizes {seed}")
-    return lambda: rng.choice([0, rng.randrange(100), rng.randrange(3000), 1 << 20])
