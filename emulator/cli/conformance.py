@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from emulator.cli.explore import explore
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -103,3 +105,6 @@ def _show(results: Sequence[Result]) -> None:
                     escape(result.observed),
                 )
         console.print(table)
+
+
+app.command()(explore)
