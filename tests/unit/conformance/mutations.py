@@ -21,7 +21,6 @@ from emulator.kmcl import (
     ServerChannel,
 )
 from emulator.kmcl import snapshot as snapshots
-from emulator.kmcl.config import ConfiguredChannel
 from emulator.kmcl.packets import QueuedCompletion, TransactionTable
 from emulator.kmcl.save import (
     SavedChannel,
@@ -347,7 +346,9 @@ def payload_cut(patch: Patcher) -> None:
 @mutation
 def other_save_buffer(patch: Patcher) -> None:
     """EvtRestorePacket gets SaveBuf with a byte too much."""
-    original: Any = vars(ConfiguredChannel)["restore_packet_callback"]
+    name = "restore_packet_callback"
+    owner = next(part for part in ServerChannel.__mro__ if name in vars(part))
+    original: Any = vars(owner)[name]
 
     def wrapped(self: ServerChannel) -> Any:
         callback = original.fget(self)
@@ -360,7 +361,7 @@ def other_save_buffer(patch: Patcher) -> None:
 
         return restore if callback is not None else None
 
-    patch.setattr(ConfiguredChannel, "restore_packet_callback", property(wrapped))
+    patch.setattr(owner, name, property(wrapped))
 
 
 @mutation
