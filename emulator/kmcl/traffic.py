@@ -21,7 +21,8 @@ leaves each packet that is not plain, and each completion that does not fit, to 
 
 Writing. Packets and completions share one FIFO queue; each goes through it, so nothing overtakes.
 While a batch is delivered, completions only enter it: they are written, published and signalled
-once, at its end. Who stops the reading gets them written at once, and so from then on.
+once, at its end, before the next is looked for. Who stops the reading gets them written at once,
+and so from then on.
 When the head does not fit, the ring is asked to have the guest signal us when there is room, and
 looks once more.
 
@@ -300,6 +301,9 @@ class Traffic:
                     break
                 if packets:
                     delivered += self._take_plain(ring, packets)
+                    if self.queue:
+                        # Before the next look: a guest that waits for this answers meanwhile.
+                        self.flush()
                     continue
                 packet = ring.read()
                 if packet is None:
@@ -476,7 +480,9 @@ class Traffic:
     def _flush_once(self) -> bool:
         """Write, publish and signal once; True if there may be more to do."""
         ring = self._outgoing
-        if ring is None or not self.queue or not self._may_write():
+        if ring is None or not self.queue or not self._transmitting:
+            return False
+        if self.faults and not self._may_write():
             return False
         written: list[OutgoingPacket | QueuedCompletion] = []
         completions = 0
@@ -485,8 +491,15 @@ class Traffic:
                 if isinstance(self.queue[0], QueuedCompletion):
                     completions = ring.write_completions(self.queue)
                     if completions == len(self.queue):
+                        # That was all, as it mostly is.
                         self.queue.clear()
-                        self._completed(ring, completions)
+                        self.meter.packets_out += completions
+                        self._backlog -= completions
+                        if ring.publish():
+                            self._hooks.signal()
+                        if self._space_requested and not self.queue:
+                            ring.clear_space_request()
+                            self._space_requested = False
                         return bool(self.queue)
                     written = [self.queue.popleft() for _ in range(completions)]
                 while self.queue and self._write(ring, self.queue[0]):
@@ -510,17 +523,6 @@ class Traffic:
         self._backlog -= completions
         self._written(written[completions:], signal)
         return True
-
-    def _completed(self, ring: OutgoingRing, count: int) -> None:
-        """Show the guest the completions that were the whole queue, which is what it mostly is."""
-        self.meter.packets_out += count
-        self._backlog -= count
-        signal = self._publish(ring)
-        if self._space_requested:
-            ring.clear_space_request()
-            self._space_requested = False
-        if signal:
-            self._hooks.signal()
 
     def _publish(self, ring: OutgoingRing) -> bool:
         """Show the guest what was written; True if it must be signalled."""
