@@ -407,8 +407,9 @@ class ModelGuest:
         monitor_id, allocated = heard["monitor_id"], heard["monitor_allocated"]
         self._rule(allocated in (0, 1), "a trigger is allocated or not")
         self._rule((monitor_id < 128) if allocated else (monitor_id == 255), "a monitor id")
-        others = [c.offer["monitor_id"] for c in self.channels.values()]
-        self._rule(not allocated or monitor_id not in others, "a trigger is for one channel")
+        if allocated:
+            others = [c.offer["monitor_id"] for c in self.channels.values()]
+            self._rule(monitor_id not in others, "a trigger is for one channel")
         self._rule(heard.raw("reserved") == bytes(16), "reserved bytes are zero")
         self.channels[channel_id] = GuestChannel(heard)
 
