@@ -2,8 +2,8 @@
 """Describes the C extensions; everything else about the package is in pyproject.toml.
 
 `emulator.memory._native` gives whole, ordered loads and stores on guest memory;
-`emulator.ring._native` reads and writes plain packets in one call each. They use only the limited
-API of CPython 3.11, so one build (abi3) serves every later Python.
+`emulator.ring._native` reads and writes plain packets, one or many in a call. They use only the
+limited API of CPython 3.11, so one build (abi3) serves every later Python.
 """
 
 from setuptools import Extension, setup

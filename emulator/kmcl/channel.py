@@ -45,7 +45,8 @@ from emulator.kmcl.pipe import (
 from emulator.kmcl.settings import ConfiguredChannel
 from emulator.kmcl.snapshot import SaveResult, Snapshots
 from emulator.kmcl.states import Connection, OutgoingState, Queue, Restore, Run
-from emulator.kmcl.traffic import IN_BAND, Hooks, Traffic, UnreadPacket
+from emulator.kmcl.traffic import IN_BAND, Traffic, UnreadPacket
+from emulator.kmcl.writing import Hooks
 from emulator.memory import PageView
 from emulator.ring import IncomingRing, OutgoingRing, RingCorrupt
 from emulator.wire.ntstatus import NtStatus

@@ -621,7 +621,7 @@ static PyModuleDef_Slot native_slots[] = {
 static struct PyModuleDef native_module = {
     PyModuleDef_HEAD_INIT,
     .m_name = "emulator.ring._native",
-    .m_doc = "Plain packets, read from and written to a ring in one call each.",
+    .m_doc = "Plain packets, read from and written to a ring, one or many in a call.",
     .m_size = sizeof(State),
     .m_methods = native_methods,
     .m_slots = native_slots,

@@ -14,7 +14,8 @@ import pytest
 from emulator.conformance import rig as rigs
 from emulator.conformance.rig import Rig, nothing
 from emulator.kmcl import FaultKind, IncomingPacket, KmclError, ServerChannel
-from emulator.kmcl.traffic import COMPLETION_BACKLOG_LIMIT, DRAIN_LIMIT, READ_LIMIT, Hold
+from emulator.kmcl.traffic import DRAIN_LIMIT, READ_LIMIT
+from emulator.kmcl.writing import COMPLETION_BACKLOG_LIMIT, Hold
 from emulator.memory import _native
 from emulator.memory._pure import PurePageView
 from emulator.model.driver import CANCEL, COMPLETION, IN_BAND, request

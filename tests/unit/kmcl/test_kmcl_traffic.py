@@ -16,6 +16,7 @@ from emulator.kmcl import (
     OutgoingState,
     ServerChannel,
     traffic,
+    writing,
 )
 from emulator.kmcl.traffic import READ_LIMIT
 from emulator.memory import GpaError
@@ -33,6 +34,12 @@ from emulator.wire.ntstatus import NtStatus
 
 def kinds(rig: Rig) -> list[FaultKind]:
     return [fault.kind for fault in rig.channel.faults]
+
+
+def limit_backlog(monkeypatch: pytest.MonkeyPatch, completions: int) -> None:
+    """Lower the limit for the half that reads and for the half that writes."""
+    for half in (traffic, writing):
+        monkeypatch.setattr(half, "COMPLETION_BACKLOG_LIMIT", completions)
 
 
 def test_a_request_is_completed_with_its_id_only_if_the_guest_asked() -> None:
@@ -324,7 +331,7 @@ def test_a_restart_by_completion_inside_the_batch_callback_is_not_lost() -> None
 def test_a_guest_that_does_not_read_its_completions_stops_being_read(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(traffic, "COMPLETION_BACKLOG_LIMIT", 4)
+    limit_backlog(monkeypatch, 4)
     rig = Rig().running()
     rig.vsp.on_packet = lambda packet: packet.complete(bytes(1000))
     sent = 0
@@ -348,7 +355,7 @@ def test_a_guest_that_does_not_read_its_completions_stops_being_read(
 def test_a_backlog_that_a_send_of_the_vsp_works_off_restarts_reading(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(traffic, "COMPLETION_BACKLOG_LIMIT", 1)
+    limit_backlog(monkeypatch, 1)
     rig = Rig().running()
     rig.vsp.on_packet = lambda packet: packet.complete(bytes(2000))
     for transaction in (1, 2, 3, 4):
