@@ -43,6 +43,7 @@ from emulator.devices.probe.protocol import (
     stall_body,
     write_back,
 )
+from emulator.devices.probe.state import PacketContext, ProbeState
 from emulator.kmcl import (
     ChannelPort,
     IncomingPacket,
@@ -65,28 +66,6 @@ _HOST_WINDOW: Final = 24
 _QUEUE_GOAL: Final = 6
 _BODY_SIZES: Final = (0, 8, 40, 121, 300, 640)
 _FREEZE_TRIES: Final = 20
-
-
-class PacketContext(msgspec.Struct, frozen=True, array_like=True):
-    """What a host packet means to the device; saved with the packet."""
-
-    role: int
-    seq: int
-    crc: int
-    wants_answer: bool
-
-
-class ProbeState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What is the device's own in a snapshot."""
-
-    ledger: HostLedger
-    flight: Flight
-    guest: str
-    control_seq: int
-    talking: bool
-    frozen: bool
-    finishing: bool
-    faults: list[str]
 
 
 class ProbeDevice(Device):
