@@ -34,6 +34,8 @@ HARMLESS = {
     r"^<4>\[[ .\d]+\] +#\d+$": "a continued line",
     # The HPET stands in for the RTC's interrupt; its timer was late because the host was busy.
     r"hpet: Lost \d+ RTC interrupts": "a busy host",
+    # The host has taken the CPU away while the guest was in a timer's interrupt.
+    r"hrtimer: interrupt took \d+ ns": "a busy host",
     # Ours: the module is not part of the kernel and not signed by Debian.
     r"vmbus_probe: loading out-of-tree module taints kernel": "the probe",
     r"vmbus_probe: module verification failed": "the probe",
