@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from emulator.machine.host import HostState
+    from emulator.machine.hoststate import HostState
     from emulator.machine.savedstate import ChannelSummary
 
 app = typer.Typer(help="Look into the saved state of a VMBus host.", no_args_is_help=True)

@@ -18,8 +18,7 @@ import logging
 import os
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Final, assert_never
+from typing import assert_never
 
 import msgspec
 
@@ -27,7 +26,6 @@ from emulator.bus import (
     BusConnected,
     BusDisconnected,
     BusHost,
-    BusState,
     ChannelClosing,
     ChannelMoved,
     ChannelOpening,
@@ -44,15 +42,23 @@ from emulator.bus import (
     SubchannelOrphaned,
 )
 from emulator.bus.pages import SHARED_EVENT_FLAG
-from emulator.devices import Device, DeviceState, DeviceStateError, make_device
+from emulator.devices import Device, DeviceStateError, make_device
 from emulator.kmcl import KmclError, OfferParams, ServerChannel
 from emulator.link import Post, Region, Session, StateRefused, Status
 from emulator.machine.config import HostConfig
-from emulator.machine.doorbells import add_doorbell, poll_for, remove_doorbell
+from emulator.machine.doorbells import add_doorbell, poll_for
 from emulator.machine.guestlog import vm_logger
+from emulator.machine.hoststate import (
+    STATE_VERSION,
+    DeferredMessage,
+    HostState,
+    check,
+    decode,
+)
 from emulator.machine.inspect import MessageMeter
 from emulator.machine.monitor import DEFAULT_LATENCY, monitored_channels
 from emulator.machine.signals import STUCK_SECONDS, GuestSignals, looks_stuck
+from emulator.machine.slots import PAGE, Slot, Slots
 from emulator.machine.tracing import Tracing
 from emulator.memory import ATOMIC, GpaError, GuestMemory, MemoryMapError, PageView, RamRegion
 from emulator.ring import IncomingRing, OutgoingRing
@@ -61,56 +67,6 @@ from emulator.wire.ntstatus import NtStatus
 from emulator.wire.packet import GpaRange
 
 log = logging.getLogger(__name__)
-
-PAGE: Final = 4096
-STATE_VERSION: Final = 1
-
-
-class DeferredMessage(msgspec.Struct, frozen=True, array_like=True):
-    """A guest message taken from the frontend that waits for room among the posts."""
-
-    connection_id: int
-    payload: bytes
-
-
-class HostState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The whole VMBus host in a snapshot."""
-
-    version: int
-    vm: str
-    bus: BusState
-    posts: list[Post]
-    deferred: list[DeferredMessage]
-    devices: list[DeviceState]
-
-
-@dataclass(slots=True)
-class _Slot:
-    """One offered channel, and what it has while it is open."""
-
-    key: OfferKey
-    channel: ServerChannel
-    params: OpenParams | None = None
-    doorbell: int = -1
-    interrupt: int = -1
-    registered: bool = False
-    gpadls: dict[int, tuple[GpaRange, ...]] = field(default_factory=dict)
-
-
-class _Slots:
-    """The slots by what they are looked up with."""
-
-    def __init__(self) -> None:
-        self.by_key: dict[OfferKey, _Slot] = {}
-        self.by_channel: dict[ServerChannel, _Slot] = {}
-
-    def add(self, slot: _Slot) -> None:
-        self.by_key[slot.key] = slot
-        self.by_channel[slot.channel] = slot
-
-    def remove(self, slot: _Slot) -> None:
-        del self.by_key[slot.key]
-        del self.by_channel[slot.channel]
 
 
 class VmbusHost:
@@ -139,7 +95,7 @@ class VmbusHost:
         """Called when a connection to QEMU has ended and the guest is forgotten."""
         self._signals = GuestSignals(self._memory)
         self._bus = self._make_bus()
-        self._slots = _Slots()
+        self._slots = Slots()
         self._monitored: dict[ServerChannel, int] = {}
         self.devices: dict[str, Device] = self._make_devices()
         for device in self.devices.values():
@@ -316,13 +272,10 @@ class VmbusHost:
 
     def load(self, state: bytes) -> None:
         """Take the state of :meth:`save`; raises :class:`StateRefused` with all that is wrong."""
-        try:
-            saved = msgspec.msgpack.decode(state, type=HostState)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise StateRefused(f"the VMBus state cannot be read: {error}") from error
-        self._check(saved)
+        saved = decode(state)
+        check(saved, self._config)
         old = (self._bus, self._slots, self.devices, self._monitored)
-        self._bus, self._slots = self._make_bus(), _Slots()
+        self._bus, self._slots = self._make_bus(), Slots()
         try:
             self._restoring = {
                 channel.key: channel.open for channel in self._bus.restore(saved.bus)
@@ -379,24 +332,6 @@ class VmbusHost:
             monitored=ATOMIC and channel in self._monitored,
         )
 
-    def _check(self, saved: HostState) -> None:
-        """Name every way in which the snapshot is not of this machine, at once."""
-        problems: list[str] = []
-        if saved.version != STATE_VERSION:
-            problems.append(f"state version {saved.version}, not {STATE_VERSION}")
-        if saved.vm != self._config.vm:
-            problems.append(f"machine {saved.vm!r}, not {self._config.vm!r}")
-        theirs = {device.name: device.kind for device in saved.devices}
-        ours = {device.name: device.kind for device in self._config.devices}
-        for name in sorted(theirs.keys() | ours.keys()):
-            if not self._config.devices_may_differ and theirs.get(name) != ours.get(name):
-                problems.append(
-                    f"device {name}: {theirs.get(name, 'absent')} in the snapshot, "
-                    f"{ours.get(name, 'absent')} here"
-                )
-        if problems:
-            raise StateRefused("the snapshot is of another machine: " + "; ".join(problems))
-
     def loaded(self) -> None:
         """Register the restored channels with the frontend."""
         self._signals.follow(self._bus.pages, self._session)
@@ -434,7 +369,7 @@ class VmbusHost:
             )
         channel.limit_transaction_quota(quotas.packets_in_flight)
         offer = self._offer_of(channel, params)
-        slot = _Slot(offer.key, channel)
+        slot = Slot(offer.key, channel)
         self._slots.add(slot)
         anew = self._anew or (params.force_new and offer.key in self._restoring)
         self._bus.offer(offer, anew=anew)
@@ -565,20 +500,12 @@ class VmbusHost:
         self.guest_errors.append(text)
         self.messages.guest_errors += 1
 
-    def _rings(self, slot: _Slot, params: OpenParams) -> tuple[IncomingRing, OutgoingRing]:
-        view = self._memory.pages(params.ring_pfns)
-        split = params.downstream_page_offset * PAGE
-        if not 2 * PAGE <= split <= len(view) - 2 * PAGE:
-            raise GpaError(params.ring_pfns[0] * PAGE, len(view))
-        slot.params = params
-        slot.doorbell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        slot.interrupt = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        incoming = IncomingRing(view.sub(0, split))
-        outgoing = OutgoingRing(view.sub(split, len(view) - split))
+    def _rings(self, slot: Slot, params: OpenParams) -> tuple[IncomingRing, OutgoingRing]:
+        incoming, outgoing = slot.take_rings(self._memory, params)
         self.tracing.rings_made(slot.key, params, incoming, outgoing)
         return incoming, outgoing
 
-    def _open(self, slot: _Slot, params: OpenParams) -> None:
+    def _open(self, slot: Slot, params: OpenParams) -> None:
         try:
             incoming, outgoing = self._rings(slot, params)
             ok = slot.channel.port_opened(incoming, outgoing).is_success
@@ -596,7 +523,7 @@ class VmbusHost:
             self._release(slot)
         self._bus.open_result(slot.key, ok)
 
-    def _register(self, slot: _Slot, params: OpenParams) -> None:
+    def _register(self, slot: Slot, params: OpenParams) -> None:
         if self._session is None:
             return
         doorbell = slot.doorbell
@@ -616,11 +543,11 @@ class VmbusHost:
         self._session.add_doorbell(params.connection_id, doorbell, registered)
         self._move(slot, params.target_vp)
 
-    def _unstick(self, slot: _Slot, params: OpenParams) -> None:
+    def _unstick(self, slot: Slot, params: OpenParams) -> None:
         if slot.params is params and not self._stopped and looks_stuck(slot.channel):
             self.signal(slot.channel)
 
-    def _move(self, slot: _Slot, target_vp: int | None) -> None:
+    def _move(self, slot: Slot, target_vp: int | None) -> None:
         if slot.params is None or self._session is None:
             return
         if target_vp is None:
@@ -647,18 +574,12 @@ class VmbusHost:
 
         slot.channel.port_closed(closed)
 
-    def _release(self, slot: _Slot) -> None:
+    def _release(self, slot: Slot) -> None:
         """Drop what an open channel has; idempotent."""
-        params, slot.params = slot.params, None
+        params, registered = slot.params, slot.registered
+        slot.let_go()
         if params is not None:
             self._signals.remove(params)
-        if slot.doorbell >= 0:
-            remove_doorbell(slot.doorbell)
-            os.close(slot.doorbell)
-        if slot.interrupt >= 0:
-            os.close(slot.interrupt)
-        slot.doorbell = slot.interrupt = -1
-        registered, slot.registered = slot.registered, False
-        if params is not None and registered and self._session is not None:
-            self._session.del_doorbell(params.connection_id)
-            self._session.del_interrupt(params.channel_id)
+            if registered and self._session is not None:
+                self._session.del_doorbell(params.connection_id)
+                self._session.del_interrupt(params.channel_id)

@@ -19,8 +19,9 @@ import msgspec
 
 from emulator.kmcl import DecodedStream, StreamError, decode_stream
 from emulator.kmcl.save import SavedCompletion
-from emulator.machine import statefile
-from emulator.machine.host import HostState
+from emulator.link import StateRefused
+from emulator.machine import hoststate, statefile
+from emulator.machine.hoststate import HostState
 from emulator.machine.snapshot import STATE, SnapshotError
 
 _SECTION: Final = b"\x0avmbus-user"
@@ -72,9 +73,9 @@ def _find(data: mmap.mmap, file: Path) -> bytes:
 def decode_state(state: bytes) -> HostState:
     """Decode a host's state; raises :class:`SnapshotError`."""
     try:
-        return msgspec.msgpack.decode(state, type=HostState)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise SnapshotError(f"the VMBus host's state cannot be read: {error}") from error
+        return hoststate.decode(state)
+    except StateRefused as error:
+        raise SnapshotError(str(error)) from error
 
 
 def decode_channels(state: HostState) -> dict[str, dict[str, DecodedStream | StreamError]]:

@@ -100,8 +100,8 @@ def test_json_has_all_of_it(tmp_path: Path) -> None:
         ((b"nothing",), "has no state of a VMBus host in it"),
         ((section(STATE, crc=5),), "the VMBus host's state in it is damaged"),
         ((section(STATE)[:-40],), "the VMBus host's state in it is damaged"),
-        ((section(b"\x80"),), "the VMBus host's state cannot be read"),
-        ((section(b"\xa1\xff"),), "the VMBus host's state cannot be read"),
+        ((section(b"\x80"),), "the VMBus state cannot be read"),
+        ((section(b"\xa1\xff"),), "the VMBus state cannot be read"),
     ],
 )
 def test_what_is_none_is_refused_in_one_line(
