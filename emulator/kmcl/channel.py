@@ -29,28 +29,26 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from emulator.kmcl.config import DEFAULT_TRANSACTION_QUOTA, ChannelPort, ProcessPacket
+from emulator.kmcl.config import DEFAULT_TRANSACTION_QUOTA, ChannelPort
 from emulator.kmcl.countdown import countdown
-from emulator.kmcl.errors import ChannelFault, FaultKind, KmclError
+from emulator.kmcl.delivery import Delivery
+from emulator.kmcl.errors import ChannelFault, KmclError
 from emulator.kmcl.gpadls import MappedGpadls
 from emulator.kmcl.meter import TIMED_DOORBELLS
 from emulator.kmcl.packets import IncomingPacket, OutgoingPacket, TimedPacket
 from emulator.kmcl.pipe import (
     MAXIMUM_PIPE_PAYLOAD,
     PIPE_HEADER_SIZE,
-    PipeError,
     frame,
-    unframe,
 )
 from emulator.kmcl.settings import ConfiguredChannel
 from emulator.kmcl.snapshot import SaveResult, Snapshots
 from emulator.kmcl.states import Connection, OutgoingState, Queue, Restore, Run
-from emulator.kmcl.traffic import IN_BAND, Traffic, UnreadPacket
+from emulator.kmcl.traffic import Traffic, UnreadPacket
 from emulator.kmcl.writing import Hooks
 from emulator.memory import PageView
 from emulator.ring import IncomingRing, OutgoingRing, RingCorrupt
 from emulator.wire.ntstatus import NtStatus
-from emulator.wire.packet import Packet, plain_packet
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,31 +88,26 @@ class ServerChannel(ConfiguredChannel):
         self._drained: list[Callable[[], None]] = []
         self._closed: list[Callable[[], None]] = []
         self._disabled: list[Callable[[], None]] = []
-        self._deferred: IncomingPacket | None = None
-        self._passive = False
-        self._always_passive = False
         self._suspend_after_retry = False
         self._subchannels: list[ServerChannel] = []
         self.gpadls = MappedGpadls(lambda: self.friendly_name, partial(port.gpadl_pages, self))
         self._snapshots = Snapshots(self)
         self.context: Any = None
+        self.delivery = Delivery(self)
         self.traffic = Traffic(
             Hooks(
                 signal=partial(port.signal, self),
                 poll_again=partial(port.poll_again, self),
-                deliver=self._deliver,
-                deliver_plain=self._deliver_plain,
-                drained=self._drained_unseen,
-                batch_done=self._batch_done,
+                deliver=self.delivery.packet,
+                deliver_plain=self.delivery.plain,
+                drained=self.delivery.drained,
+                batch_done=self.delivery.batch_done,
                 released=self._check_drained,
                 faulted=self._faulted,
             ),
             DEFAULT_TRANSACTION_QUOTA,
         )
-        self._process_plain: ProcessPacket | None = None
         self._meter = self.traffic.meter
-        self.packet_class: type[IncomingPacket] = IncomingPacket
-        """What the next request becomes: after a doorbell that is timed, a :class:`TimedPacket`."""
         self._wanted_quota = self.traffic.quota
         self._quota_limit = sys.maxsize
 
@@ -190,7 +183,9 @@ class ServerChannel(ConfiguredChannel):
         if self._drain is not None and self.is_pipe:
             raise self._misuse("a pipe cannot be drained; set the process packet callback")
         self.traffic.draining = self._drain is not None
-        self._process_plain = None if self.is_pipe else self._process_packet
+        self.delivery.enable(
+            self._process_packet, self._processing_complete, self._drain, self._maximum_external
+        )
         params = self.offer_params()
         primary = self.primary
         if primary is not None:
@@ -303,12 +298,12 @@ class ServerChannel(ConfiguredChannel):
 
     def set_incoming_processing_at_passive(self, always: bool) -> None:
         """VmbChannelSetIncomingProcessingAtPassive: packets cannot be deferred then."""
-        self._always_passive = always
+        self.delivery.always_passive = always
 
     @property
     def processes_at_passive(self) -> bool:
         """Whether a process callback that runs now counts as one at PASSIVE_LEVEL."""
-        return self._passive or self._always_passive
+        return self.delivery.at_passive
 
     def get_interface_instance(self) -> uuid.UUID:
         """VmbChannelGetInterfaceInstance; raises :class:`KmclError` if none was set."""
@@ -531,14 +526,14 @@ class ServerChannel(ConfiguredChannel):
             self.port_interrupt()
             return
         meter.rung()
-        self.packet_class = TimedPacket
+        self.delivery.packet_class = TimedPacket
         self.port_interrupt()
-        self.packet_class = IncomingPacket
+        self.delivery.packet_class = IncomingPacket
 
     def port_interrupt(self) -> None:
         """Look at both rings: the guest signalled, or may have. Spurious calls are harmless."""
-        if self._deferred is not None:
-            self._retry()
+        if self.delivery.deferred is not None:
+            self.delivery.retry(self._retried)
         match self._queue:
             case Queue.ON:
                 self.traffic.poll()
@@ -583,11 +578,15 @@ class ServerChannel(ConfiguredChannel):
             self.traffic.end_batch()
         if self._queue is not Queue.ON:
             self._check_drained()
-        elif self._deferred is not None:
+        elif self.delivery.deferred is not None:
             # A packet that was promised another process callback gets it before EvtSuspend.
             self._suspend_after_retry = True
             self.traffic.stop_receiving()
         else:
+            self._suspend_now()
+
+    def _retried(self) -> None:
+        if self._suspend_after_retry:
             self._suspend_now()
 
     def _suspend_now(self) -> None:
@@ -690,85 +689,9 @@ class ServerChannel(ConfiguredChannel):
     def _may_configure(self) -> bool:
         return self._connection is Connection.DISABLED
 
-    def _deliver(self, packet: Packet) -> bool:
-        """Hand a packet to the VSP; False if it was refused."""
-        if self._maximum_external is not None:
-            size = sum(gpa_range.length for gpa_range in packet.ranges)
-            most, chain = self._maximum_external
-            if size > most or len(packet.ranges) > chain:
-                self.traffic.fault(
-                    FaultKind.PACKET_REFUSED,
-                    f"a packet has {size} bytes of external data in {len(packet.ranges)} ranges; "
-                    f"the channel takes {most} in {chain}",
-                )
-                return False
-        if self.is_pipe:
-            return self._deliver_message(packet)
-        if self.traffic.draining:
-            self.traffic.complete_unseen(packet)
-            return False
-        assert self._process_packet is not None
-        incoming = self.packet_class(
-            self, packet.payload, packet.ranges, packet.transaction_id, packet.completion_requested
-        )
-        self.traffic.held[incoming] = None
-        self._process_packet(self, incoming)
-        return True
-
-    def _deliver_message(self, packet: Packet) -> bool:
-        """Hand over what a packet of a pipe carries, which has no transaction."""
-        assert self._process_packet is not None
-        try:
-            message = unframe(packet.payload)
-        except PipeError as error:
-            self.traffic.fault(FaultKind.PACKET_REFUSED, f"the guest's pipe: {error}")
-            return False
-        incoming = self.packet_class(self, message, (), packet.transaction_id, False)
-        self.traffic.held[incoming] = None
-        self._process_packet(self, incoming)
-        return True
-
     def defer(self, packet: IncomingPacket) -> None:
-        """Deliver a packet once more, and nothing else before it."""
-        if self._deferred is packet:
-            return
-        self._deferred = packet
-        self.traffic.hold_for_retry()
-        self.port.poll_again(self)
-
-    def _retry(self) -> None:
-        packet, self._deferred = self._deferred, None
-        assert packet is not None
-        assert self._process_packet is not None
-        self._passive = True
-        try:
-            # It may have been ended since, out of the callback that deferred it.
-            if packet in self.traffic.held:
-                self._process_packet(self, packet)
-        finally:
-            self._passive = False
-            if self._deferred is None:
-                self.traffic.retried()
-                if self._suspend_after_retry:
-                    self._suspend_now()
-
-    def _deliver_plain(self, transaction_id: int, payload: bytes, requested: bool) -> bool:
-        """As :meth:`_deliver`, for a packet without ranges: most are."""
-        process_packet = self._process_plain
-        if process_packet is None:
-            return self._deliver(plain_packet(IN_BAND, requested, transaction_id, payload))
-        incoming = self.packet_class(self, payload, (), transaction_id, requested)
-        self.traffic.held[incoming] = None
-        process_packet(self, incoming)
-        return True
-
-    def _drained_unseen(self, packets: int, payload_bytes: int) -> None:
-        if self._drain is not None:
-            self._drain(self, packets, payload_bytes)
-
-    def _batch_done(self, count: int) -> None:
-        if self._processing_complete is not None:
-            self._processing_complete(self, count)
+        """Deliver a packet once more; see :meth:`IncomingPacket.defer`."""
+        self.delivery.defer(packet)
 
     def _faulted(self, fault: ChannelFault) -> None:
         if self.fault_callback is not None:

@@ -162,7 +162,7 @@ class TimedPacket(IncomingPacket):
     ) -> None:
         """Made by the channel only, just before it goes to the VSP."""
         super().__init__(channel, payload, external, transaction_id, completion_requested)
-        channel.packet_class = IncomingPacket
+        channel.delivery.packet_class = IncomingPacket
         self._delivered_ns = channel.traffic.meter.delivering()
 
     def complete(self, data: bytes = b"") -> None:

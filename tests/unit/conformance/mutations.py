@@ -21,6 +21,7 @@ from emulator.kmcl import (
     ServerChannel,
 )
 from emulator.kmcl import snapshot as snapshots
+from emulator.kmcl.delivery import Delivery
 from emulator.kmcl.packets import QueuedCompletion, TransactionTable
 from emulator.kmcl.save import (
     SavedChannel,
@@ -407,17 +408,18 @@ def pause_does_not_wait(patch: Patcher) -> None:
 @mutation
 def delivered_after_the_pause(patch: Patcher) -> None:
     """A batch that is being read when the channel is paused is delivered to its end."""
-    original = ServerChannel._deliver
+    original = Delivery.packet
 
-    def deliver(self: ServerChannel, packet: Packet) -> bool:
+    def deliver(self: Delivery, packet: Packet) -> bool:
         result = original(self, packet)
-        if self.queue is not Queue.ON and self.traffic.incoming_ring is not None:
-            later = self.traffic.incoming_ring.read()
+        channel = self._channel
+        if channel.queue is not Queue.ON and channel.traffic.incoming_ring is not None:
+            later = channel.traffic.incoming_ring.read()
             if later is not None:
                 original(self, later)
         return result
 
-    patch.setattr(ServerChannel, "_deliver", deliver)
+    patch.setattr(Delivery, "packet", deliver)
 
 
 @mutation

@@ -92,7 +92,7 @@ def test_a_request_that_comes_while_the_channel_unmasks_is_not_slept_on() -> Non
         if (transaction := next(more, None)) is not None:
             rig.guest.request(transaction)
 
-    rig.channel._processing_complete = write_more
+    rig.channel.delivery._complete = write_more
     rig.guest.request(1)
     rig.channel.port_interrupt()
     assert [packet.transaction_id for packet in rig.guest.take_all()] == [1, 2, 3]
