@@ -16,7 +16,7 @@ import contextlib
 import logging
 import os
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Final, cast
 
 from emulator.devices.probe import ProbeDevice
@@ -377,16 +377,27 @@ async def _run(source: Source, bystander: tuple[_Machine, _Channel]) -> None:
             await asyncio.sleep(0)
 
 
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """A host logs what it is told of; here that is most of what happens."""
+    logger = logging.getLogger("emulator")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
 class _Place:
     """What all runs share: an event loop, and a machine that nobody attacks."""
 
     def __init__(self) -> None:
-        # A host logs what it is told of; here that is most of what happens.
-        logging.getLogger("emulator").setLevel(logging.CRITICAL + 1)
         self.loop = DoorbellLoop()
         self.raised: list[dict[str, Any]] = []
         self.loop.set_exception_handler(lambda _, context: self.raised.append(context))
-        self.bystander = self.loop.run_until_complete(self._boot())
+        with _silence():
+            self.bystander = self.loop.run_until_complete(self._boot())
 
     async def _boot(self) -> tuple[_Machine, _Channel]:
         machine = _Machine(_BYSTANDER)
@@ -394,7 +405,8 @@ class _Place:
 
     def run(self, source: Source) -> None:
         before = _eventfds()
-        self.loop.run_until_complete(_run(source, self.bystander))
+        with _silence():
+            self.loop.run_until_complete(_run(source, self.bystander))
         raised, self.raised = self.raised, []
         for context in raised:
             error = context.get("exception")

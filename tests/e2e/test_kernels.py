@@ -31,7 +31,7 @@ HARMLESS = {
     # `-cpu max` is an AMD CPU, and QEMU's ACPI tables have no _CPC. Without hv-* flags as well.
     r"amd_pstate: the _CPC object is not present in SBIOS or ACPI disabled": "no _CPC in QEMU",
     # The rest of "Booting SMP configuration: ... CPUs: #1": a continued line has the default level.
-    r"^<4>\[[ .\d]+\] +#\d+$": "a continued line",
+    r"^<4>\[[ .\d]+\]( +#\d+)+$": "a continued line",
     # The HPET stands in for the RTC's interrupt; its timer was late because the host was busy.
     r"hpet: Lost \d+ RTC interrupts": "a busy host",
     # The host has taken the CPU away while the guest was in a timer's interrupt.
