@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The inputs that are kept for each target: one a line, in base64, in corpus/TARGET.txt.
 
-A line that begins with # tells what the next input has found.
+A line that begins with # is the licence, or tells what the next input has found.
 """
 
 from __future__ import annotations
