@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Final
 import msgspec
 
 from emulator.kmcl import ChannelPort, ServerChannel
+from emulator.kmcl.countdown import countdown
 from emulator.wire.ntstatus import NtStatus
 
 _SAVE_BUFFER: Final = 65_536
@@ -74,14 +75,7 @@ class Device(ABC):
 
     def pause(self, done: Callable[[], None]) -> None:
         """Pause all channels; ``done`` is called when each has drained its incoming packets."""
-        waiting = len(self.channels)
-
-        def paused() -> None:
-            nonlocal waiting
-            waiting -= 1
-            if waiting == 0:
-                done()
-
+        paused = countdown(len(self.channels), done)
         for channel in self.channels.values():
             channel.pause(paused)
 

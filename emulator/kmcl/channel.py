@@ -300,11 +300,6 @@ class ServerChannel(ConfiguredChannel):
         """VmbChannelSetIncomingProcessingAtPassive: packets cannot be deferred then."""
         self.delivery.always_passive = always
 
-    @property
-    def processes_at_passive(self) -> bool:
-        """Whether a process callback that runs now counts as one at PASSIVE_LEVEL."""
-        return self.delivery.at_passive
-
     def get_interface_instance(self) -> uuid.UUID:
         """VmbChannelGetInterfaceInstance; raises :class:`KmclError` if none was set."""
         return self.offer_params().instance
@@ -688,10 +683,6 @@ class ServerChannel(ConfiguredChannel):
 
     def _may_configure(self) -> bool:
         return self._connection is Connection.DISABLED
-
-    def defer(self, packet: IncomingPacket) -> None:
-        """Deliver a packet once more; see :meth:`IncomingPacket.defer`."""
-        self.delivery.defer(packet)
 
     def _faulted(self, fault: ChannelFault) -> None:
         if self.fault_callback is not None:

@@ -74,7 +74,7 @@ class IncomingPacket:
         try:
             views = self._channel.port.external_data(self.external)
         except ExternalDataPending:
-            self._channel.defer(self)
+            self._channel.delivery.defer(self)
             raise
         if read_only:
             views = [view.toreadonly() for view in views]
@@ -114,12 +114,12 @@ class IncomingPacket:
                 NtStatus.INVALID_DEVICE_STATE,
                 f"{self._channel.friendly_name}: a packet at PASSIVE was deferred to it",
             )
-        self._channel.defer(self)
+        self._channel.delivery.defer(self)
 
     @property
     def at_passive(self) -> bool:
         """Whether the process callback that has this packet counts as one at PASSIVE_LEVEL."""
-        return self._channel.processes_at_passive
+        return self._channel.delivery.at_passive
 
     def fail(self, reason: str = "the VSP found a malformed packet") -> None:
         """VmbChannelPacketFail: the packet is malformed beyond recovery; the channel's queue stops.

@@ -44,6 +44,7 @@ from emulator.bus import (
 from emulator.bus.pages import SHARED_EVENT_FLAG
 from emulator.devices import Device, DeviceStateError, make_device
 from emulator.kmcl import KmclError, OfferParams, ServerChannel
+from emulator.kmcl.countdown import countdown
 from emulator.link import Post, Region, Session, StateRefused, Status
 from emulator.machine.config import HostConfig
 from emulator.machine.doorbells import add_doorbell, poll_for
@@ -233,13 +234,6 @@ class VmbusHost:
     def stopping(self, done: Callable[[], None]) -> None:
         """Pause the devices; they drain what they hold."""
         self._signals.triggers.run(False)
-        waiting = len(self.devices)
-
-        def paused() -> None:
-            nonlocal waiting
-            waiting -= 1
-            if waiting == 0:
-                drained()
 
         def drained() -> None:
             self._stopped = True
@@ -248,6 +242,7 @@ class VmbusHost:
 
         if not self.devices:
             drained()
+        paused = countdown(len(self.devices), drained)
         for device in list(self.devices.values()):
             device.pause(paused)
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import pytest
 
 from emulator.conformance.rig import PAGE, Rig, nothing
+from emulator.conformance.scenarios.support import guest_reads
 from emulator.kmcl import (
     Connection,
     FaultKind,
@@ -15,7 +16,7 @@ from emulator.kmcl import (
 from emulator.model.driver import request
 from emulator.model.ring import WORD_IN, WORD_MASK, WORD_OUT, WORD_PENDING
 from emulator.wire.ntstatus import NtStatus
-from tests.unit.kmcl.scenes import busy, drain_guest
+from tests.unit.kmcl.scenes import busy
 
 OK = NtStatus.SUCCESS
 MORE = NtStatus.MORE_PROCESSING_REQUIRED
@@ -73,7 +74,7 @@ def test_scenario_45_queued_packets_leave_in_order_behind_what_is_in_the_ring() 
     assert rig.channel.stats().queued_completions == 1, "Pause has drained the held request"
     rig.send("new")
     rig.channel.start()
-    assert drain_guest(rig) == [*names, "q0", "q1", "q2", "q3", 500, "new"]
+    assert guest_reads(rig) == [*names, "q0", "q1", "q2", "q3", 500, "new"]
     assert [name for name, _, _ in rig.vsp.completed] == [names[-1], "q0", "q2", "new"]
 
 
@@ -189,7 +190,7 @@ def test_scenario_50_a_packet_over_the_end_of_a_wrapped_ring_survives(offset: in
     rig.send("wrapped" * 8, wait=True)
     rig.channel.start()
     assert rig.vsp.received == [bytes(range(64))]
-    assert drain_guest(rig) == ["wrapped" * 8, 1]
+    assert guest_reads(rig) == ["wrapped" * 8, 1]
 
 
 def test_scenario_50_rings_that_are_full_to_the_last_8_bytes_survive() -> None:
@@ -209,7 +210,7 @@ def test_scenario_50_rings_that_are_full_to_the_last_8_bytes_survive() -> None:
     rig.send("one more")
     rig.saved_and_restored()
     rig.channel.start()
-    assert drain_guest(rig) == [*names, "one more"]
+    assert guest_reads(rig) == [*names, "one more"]
 
 
 def test_scenario_51_a_queue_at_its_quota_is_drained_by_pause_and_restarts_by_start() -> None:
@@ -264,7 +265,7 @@ def test_scenario_67_two_cycles_before_anybody_moves() -> None:
     assert second == first
     rig.restored(second)
     rig.channel.start()
-    seen = drain_guest(rig)
+    seen = guest_reads(rig)
     assert [name for name in seen if name in names] == names
     assert len(seen) == len(set(seen))
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from emulator.conformance.rig import INSTANCE, INTERFACE, Rig
+from emulator.conformance.scenarios.support import chunks, guest_reads
 from emulator.kmcl import (
     Connection,
     KmclError,
@@ -22,7 +23,7 @@ from emulator.kmcl import (
 )
 from emulator.kmcl.save import decode_packet_record
 from emulator.wire.ntstatus import NtStatus
-from tests.unit.kmcl.scenes import busy, chunks, drain_guest
+from tests.unit.kmcl.scenes import busy
 
 OK = NtStatus.SUCCESS
 MORE = NtStatus.MORE_PROCESSING_REQUIRED
@@ -164,7 +165,7 @@ def test_scenario_27_a_buffer_after_the_last_chunk_is_refused_and_does_no_harm()
     assert rig.channel.restore_from_buffer(stream[0]) is NtStatus.INVALID_DEVICE_STATE
     assert rig.channel.restore_state is Restore.COMPLETE
     rig.channel.start()
-    assert drain_guest(rig)[-1] == "queued wait 2"
+    assert guest_reads(rig)[-1] == "queued wait 2"
 
 
 def test_scenario_28_the_callback_gets_what_was_saved() -> None:
@@ -383,4 +384,4 @@ def test_a_channel_that_was_offered_only_is_saved_and_restored_so() -> None:
     assert rig.channel.connection is Connection.ENABLED
     rig.channel.start()
     rig.open()
-    assert drain_guest(rig) == ["before open"]
+    assert guest_reads(rig) == ["before open"]

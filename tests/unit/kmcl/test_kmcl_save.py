@@ -12,6 +12,7 @@ from collections.abc import Callable
 import pytest
 
 from emulator.conformance.rig import Rig, nothing
+from emulator.conformance.scenarios.support import chunks, guest_reads
 from emulator.kmcl import (
     KmclError,
     OutgoingPacket,
@@ -22,7 +23,7 @@ from emulator.kmcl import (
     decode_stream,
 )
 from emulator.wire.ntstatus import NtStatus
-from tests.unit.kmcl.scenes import busy, chunks, drain_guest
+from tests.unit.kmcl.scenes import busy
 
 OK = NtStatus.SUCCESS
 MORE = NtStatus.MORE_PROCESSING_REQUIRED
@@ -193,7 +194,7 @@ def test_scenario_12_a_checkpoint_goes_on_as_if_nothing_had_been() -> None:
     rig.pause()
     chunks(rig)
     rig.channel.start()
-    seen = drain_guest(rig)
+    seen = guest_reads(rig)
     assert seen[:2] == ["asked1", "asked2"]
     assert seen[-2:] == ["queued wait", "queued wait 2"]
     assert len(seen) == len(set(seen))
@@ -243,7 +244,7 @@ def test_scenario_15_a_packet_without_completion_in_the_ring_is_not_in_use() -> 
     assert rig.vsp.save_calls == []
     rig.restored(chunks(rig))
     rig.channel.start()
-    assert drain_guest(rig) == ["gone"]
+    assert guest_reads(rig) == ["gone"]
 
 
 def test_scenario_16_a_queued_packet_without_completion_is_saved_and_sent_later() -> None:
@@ -252,7 +253,7 @@ def test_scenario_16_a_queued_packet_without_completion_is_saved_and_sent_later(
     rig.saved_and_restored()
     rig.channel.start()
     assert rig.vsp.completed == []
-    assert drain_guest(rig) == names
+    assert guest_reads(rig) == names
     assert rig.vsp.completed == [(names[-1], OK, None)]
 
 
@@ -299,7 +300,7 @@ def test_scenario_20_a_failing_second_call_fails_the_save_and_leaves_the_channel
     rig.vsp.save_hook = None
     assert decode_stream(chunks(rig)).channel.packets == 5
     rig.channel.start()
-    assert len(drain_guest(rig)) > 4
+    assert len(guest_reads(rig)) > 4
 
 
 def test_scenario_21_a_need_that_grows_fails_the_save() -> None:
