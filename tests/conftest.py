@@ -26,6 +26,15 @@ def checkout() -> Path:
     return Path(__file__).resolve().parents[1]
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let the campaigns be asked for; they are too long for every run."""
+    parser.addoption("--full", action="store_true", help="run the tests marked full as well")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Run what boots a guest last: a broken unit test shows within seconds."""
     items.sort(key=lambda item: item.get_closest_marker("e2e") is not None)
+    if not config.getoption("--full"):
+        campaigns = [item for item in items if item.get_closest_marker("full")]
+        config.hook.pytest_deselected(items=campaigns)
+        items[:] = [item for item in items if not item.get_closest_marker("full")]
