@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+pytest_plugins = ["emulator.testing.plugin"]
+
 # No deadline: how long an example takes on a loaded machine says nothing about the code. Under CI
 # the examples are the same in every run, so that a red run can be repeated.
 settings.register_profile(

@@ -17,7 +17,9 @@ import typer
 from emulator.cli.conformance import app as conformance
 from emulator.cli.inspect import inspect
 from emulator.cli.ps import ps
+from emulator.cli.run import run, stop, summary
 from emulator.cli.serve import serve
+from emulator.cli.snapshot import app as snapshot
 from emulator.cli.state import app as state
 from emulator.cli.trace import trace
 from emulator.machine.config import Accel
@@ -134,6 +136,10 @@ def doctor(
 app.command()(ps)
 app.command()(inspect)
 app.command()(serve)
+app.command()(run)
+app.command()(summary)
+app.command()(stop)
+app.add_typer(snapshot, name="snapshot")
 app.add_typer(conformance, name="conformance")
 app.add_typer(state, name="state")
 app.command()(trace)

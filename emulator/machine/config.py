@@ -155,14 +155,16 @@ class Accel(StrEnum):
 class MachineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One VM. ``memory_mib`` is guest RAM in MiB; ``append`` goes to the kernel's command line.
 
+    Without ``kernel`` the machine boots by its firmware: ``firmware`` is an image for QEMU's
+    ``-bios``, by default SeaBIOS.
     ``dimms`` are the sizes in MiB of DIMMs that are in the machine beside it, and ``dimm_slots``
     how many there can be, up to ``max_memory_mib`` of memory in all. ``qemu_args`` are further
     arguments of QEMU, for what has no field here; ``poll_us`` and the versions are HostConfig's.
     """
 
     name: str
-    kernel: Path
-    initramfs: Path
+    kernel: Path | None = None
+    initramfs: Path | None = None
     smp: int = 1
     memory_mib: int = 512
     accel: Accel = Accel.TCG
@@ -177,9 +179,12 @@ class MachineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     quotas: Quotas = Quotas()
     max_version: Version = NEWEST_VERSION
     max_restored_version: Version = NEWEST_VERSION
+    firmware: Path | None = None
 
     def __post_init__(self) -> None:
         """Refuse values QEMU would refuse with less clear words."""
+        if self.kernel is None and (self.initramfs is not None or self.append):
+            raise ValueError("initramfs and append must have a kernel that they are for")
         if not 1 <= self.smp <= 64:
             raise ValueError(f"smp must be 1 to 64, not {self.smp}")
         if not 64 <= self.memory_mib <= 1 << 20:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 
@@ -20,6 +21,8 @@ class Console:
         """Append everything to ``log``."""
         self._log = log
         self.lines: list[str] = []
+        self.tap: Callable[[bytes], None] | None = None
+        """Is given what the guest prints as it comes, for a person who looks on."""
         self._partial = b""
         self._news = asyncio.Event()
         self._closed = False
@@ -70,6 +73,11 @@ class Console:
         self._writer.write(line.encode() + b"\n")
         await self._writer.drain()
 
+    def type(self, keys: bytes) -> None:
+        """Type as a person does; what is typed before QEMU has connected, or after, is lost."""
+        if self._writer is not None and not self._closed:
+            self._writer.write(keys)
+
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._writer = writer
         try:
@@ -77,6 +85,8 @@ class Console:
                 while data := await reader.read(65_536):
                     log.write(data)
                     log.flush()
+                    if self.tap is not None:
+                        self.tap(data)
                     self._take(data)
         except ConnectionError:
             pass

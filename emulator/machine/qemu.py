@@ -151,6 +151,16 @@ def _memory(config: MachineConfig) -> str:
     return f"{config.memory_mib}M,slots={config.dimm_slots},maxmem={config.max_memory_mib}M"
 
 
+def _boot(config: MachineConfig) -> list[str]:
+    args = [] if config.firmware is None else ["-bios", str(config.firmware)]
+    if config.kernel is not None:
+        args += ["-kernel", str(config.kernel)]
+        if config.initramfs is not None:
+            args += ["-initrd", str(config.initramfs)]
+        args += ["-append", f"console=ttyS0 panic=-1 {config.append}".rstrip()]
+    return args
+
+
 def command_line(
     qemu: Path, config: MachineConfig, sockets: Sockets, *, accel: Accel, incoming: bool
 ) -> list[str]:
@@ -170,12 +180,7 @@ def command_line(
         _memory(config),
         "-object",
         f"memory-backend-memfd,id=ram,size={config.memory_mib}M,share=on",
-        "-kernel",
-        str(config.kernel),
-        "-initrd",
-        str(config.initramfs),
-        "-append",
-        f"console=ttyS0 panic=-1 {config.append}".rstrip(),
+        *_boot(config),
         "-chardev",
         f"socket,id=console,path={sockets.console}",
         "-serial",

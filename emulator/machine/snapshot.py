@@ -77,8 +77,8 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tool: str
     qemu: str
     machine: Machine
-    kernel: FileEntry
-    initramfs: FileEntry
+    kernel: FileEntry | None
+    initramfs: FileEntry | None
     files: dict[str, FileEntry]
     sha256: str = ""
 

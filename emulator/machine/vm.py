@@ -30,6 +30,7 @@ from emulator.machine.qemu import QemuError, Sockets, check_qemu, choose_accel, 
 from emulator.machine.snapshot import (
     STATE,
     Draft,
+    FileEntry,
     Machine,
     Manifest,
     SnapshotError,
@@ -133,7 +134,8 @@ class VirtualMachine:
 
     async def kill(self) -> None:
         """Kill QEMU and the backend with SIGKILL."""
-        with contextlib.suppress(QMPError):
+        # A QEMU that has ended by itself is an EOFError here, or a reset connection.
+        with contextlib.suppress(QMPError, EOFError, OSError):
             await self._qmp.disconnect()
         if self._control is not None:
             await self._control.close()
@@ -305,10 +307,14 @@ class VirtualMachine:
             tool=importlib.metadata.version("vmbus-emulator"),
             qemu=check_qemu(self._qemu),
             machine=Machine.of(self.config, self.accel),
-            kernel=file_entry(self.config.kernel),
-            initramfs=file_entry(self.config.initramfs),
+            kernel=_optional(self.config.kernel),
+            initramfs=_optional(self.config.initramfs),
             files={STATE: file_entry(folder / STATE)},
         )
+
+
+def _optional(path: Path | None) -> FileEntry | None:
+    return None if path is None else file_entry(path)
 
 
 async def _version(qemu: Path) -> str:

@@ -23,6 +23,7 @@ BELOW: dict[str, set[str]] = {
     "lab": {"devices", "machine"},
     "model": set(),
     "conformance": {"wire", "memory", "ring", "bus", "kmcl", "model"},
+    "testing": {"machine", "lab"},
     "cli": {"trace", "machine", "lab", "conformance"},
 }
 SANS_IO = {"wire", "trace", "memory", "ring", "bus", "kmcl", "model", "conformance"}

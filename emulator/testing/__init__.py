@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""For the tests of driver projects: a pytest plugin that boots, saves and restores machines."""
