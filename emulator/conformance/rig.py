@@ -14,12 +14,14 @@ from __future__ import annotations
 import mmap
 import uuid
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from emulator.kmcl import (
     ExternalDataPending,
     IncomingPacket,
+    Inferred,
     OfferParams,
     OutgoingPacket,
     RestoredPacket,
@@ -27,6 +29,7 @@ from emulator.kmcl import (
     ServerChannel,
     StateChangeCallbacks,
 )
+from emulator.kmcl.inferred import DEFAULTS
 from emulator.memory import GpaError, PageView, page_view
 from emulator.model.driver import GuestEnds
 from emulator.ring import IncomingRing, OutgoingRing
@@ -36,6 +39,20 @@ from emulator.wire.packet import GpaRange
 INTERFACE = uuid.UUID("b1a1c3f0-5c2e-4b6e-9d53-0d9f5a6c7e21")
 INSTANCE = uuid.UUID("00000000-0000-4000-8000-000000000001")
 PAGE = 4096
+
+
+_chosen: Inferred = DEFAULTS
+
+
+@contextmanager
+def choosing(inferred: Inferred) -> Iterator[None]:
+    """Have the channels of each :class:`Rig` made in here do this where no document says what."""
+    global _chosen
+    before, _chosen = _chosen, inferred
+    try:
+        yield
+    finally:
+        _chosen = before
 
 
 def nothing() -> None:
@@ -211,8 +228,14 @@ class Vsp:
 class Rig:
     """A guest, and the channel of the current process."""
 
-    def __init__(self, pages: int = 1, *, answer: bool = True) -> None:
-        """Make rings of ``pages`` data pages each way, and a configured, Disabled channel."""
+    def __init__(
+        self, pages: int = 1, *, answer: bool = True, inferred: Inferred | None = None
+    ) -> None:
+        """Make rings of ``pages`` data pages each way, and a configured, Disabled channel.
+
+        ``inferred`` is what :func:`choosing` says, unless it is given.
+        """
+        self.inferred = inferred or _chosen
         size = (1 + pages) * PAGE
         self.up = memoryview(mmap.mmap(-1, size))
         self.down = memoryview(mmap.mmap(-1, size))
@@ -224,7 +247,7 @@ class Rig:
     def _process(self, answer: bool) -> None:
         self.port = Port(self._interrupt)
         self.vsp = Vsp(answer)
-        self.channel = ServerChannel(self.port)
+        self.channel = ServerChannel(self.port, self.inferred)
         self.vsp.configure(self.channel)
 
     def _interrupt(self) -> None:

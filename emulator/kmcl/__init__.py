@@ -19,6 +19,7 @@ from emulator.kmcl.config import (
     StateChangeCallbacks,
 )
 from emulator.kmcl.errors import ChannelFault, ExternalDataPending, FaultKind, KmclError
+from emulator.kmcl.inferred import Inferred, parse_inferred
 from emulator.kmcl.packets import IncomingPacket, OutgoingPacket
 from emulator.kmcl.save import DecodedStream, StreamError, decode_stream
 from emulator.kmcl.snapshot import SaveResult
@@ -34,6 +35,7 @@ __all__ = [
     "ExternalDataPending",
     "FaultKind",
     "IncomingPacket",
+    "Inferred",
     "InitFlags",
     "KmclError",
     "OfferFlags",
@@ -52,4 +54,5 @@ __all__ = [
     "StreamError",
     "UnreadPacket",
     "decode_stream",
+    "parse_inferred",
 ]

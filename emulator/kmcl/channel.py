@@ -8,17 +8,15 @@ This file is what a VSP does with a channel that has traffic; the life cycle is 
 (vmbuskernelmodeclientlibapi.h); the provider, which owns the bus and the rings, calls ``port_*``.
 Everything runs on one thread and nothing waits.
 
-What the documents leave open, and what is done here (inferred):
+What the documents leave open, and what is done here (inferred; where another reading is as
+plausible, :mod:`~emulator.kmcl.inferred` has a switch):
 
 * Sends of an open channel that was not started yet are queued until it starts; on a Disabled
   channel they are refused.
-* EvtPostStarted runs before the first packet is read; KMCL says that packets *may* come before it.
-* Packets in use when the channel closes are ended with DEVICE_REMOVED before EvtClosed.
+* Packets in use when the channel closes are ended before EvtClosed.
 * A Start during the drain of a Pause takes effect after it.
 * Saving needs an enabled channel without traffic (paused, or never started); restoring one that
   was not started and has no packet in use.
-* EvtOpened does not run for a channel that is restored open.
-* A channel that was faulted when saved is faulted when restored.
 """
 
 from __future__ import annotations
@@ -30,6 +28,7 @@ from typing import Any
 
 from emulator.kmcl.config import ChannelPort
 from emulator.kmcl.errors import KmclError
+from emulator.kmcl.inferred import DEFAULTS, Inferred
 from emulator.kmcl.lifecycle import LifeCycle
 from emulator.kmcl.meter import TIMED_DOORBELLS
 from emulator.kmcl.packets import IncomingPacket, OutgoingPacket, TimedPacket
@@ -64,9 +63,12 @@ class ChannelStats:
 class ServerChannel(LifeCycle):
     """One server endpoint (VmbChannelAllocate with IsServer)."""
 
-    def __init__(self, port: ChannelPort) -> None:
-        """Make a Disabled channel that will be offered through ``port``."""
-        super().__init__(port)
+    def __init__(self, port: ChannelPort, inferred: Inferred = DEFAULTS) -> None:
+        """Make a Disabled channel that will be offered through ``port``.
+
+        ``inferred`` says what it does where no document does.
+        """
+        super().__init__(port, inferred)
         self.context: Any = None
         self._packets_alive = 0
         self._meter = self.traffic.meter

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from emulator.kmcl.config import Drain, ProcessingComplete, ProcessPacket
 from emulator.kmcl.errors import FaultKind
+from emulator.kmcl.inferred import PendingPacket
 from emulator.kmcl.packets import IncomingPacket
 from emulator.kmcl.pipe import PipeError, unframe
 from emulator.kmcl.traffic import IN_BAND
@@ -124,6 +125,22 @@ class Delivery:
         """EvtChannelProcessingComplete."""
         if self._complete is not None:
             self._complete(self._channel, count)
+
+    @property
+    def owes_a_delivery(self) -> bool:
+        """Whether the VSP holds a packet that comes once more."""
+        return self.deferred is not None and self.deferred in self._channel.traffic.held
+
+    def pend(self, packet: IncomingPacket) -> None:
+        """Deliver a packet whose external data are not there once more.
+
+        It is put back into the ring if :class:`PendingPacket` says so, and ends; what comes once
+        more is then read anew.
+        """
+        in_ring = self._channel.inferred.pending is PendingPacket.IN_RING
+        if in_ring and self._channel.traffic.leave_unread(packet):
+            packet.ended_unread()
+        self.defer(packet)
 
     def defer(self, packet: IncomingPacket) -> None:
         """Deliver a packet once more, and nothing else before it."""

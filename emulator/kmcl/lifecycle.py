@@ -18,6 +18,14 @@ from emulator.kmcl.countdown import countdown
 from emulator.kmcl.delivery import Delivery
 from emulator.kmcl.errors import ChannelFault, KmclError
 from emulator.kmcl.gpadls import MappedGpadls
+from emulator.kmcl.inferred import (
+    FirstPackets,
+    Inferred,
+    OpenedOnRestore,
+    PauseWaitsFor,
+    RetiredWith,
+    UnknownCompletion,
+)
 from emulator.kmcl.settings import ConfiguredChannel
 from emulator.kmcl.snapshot import Snapshots
 from emulator.kmcl.states import Connection, Queue, Restore, Run
@@ -33,11 +41,12 @@ if TYPE_CHECKING:
 class LifeCycle(ConfiguredChannel):
     """The life cycle half of :class:`~emulator.kmcl.ServerChannel`."""
 
-    def __init__(self, port: ChannelPort) -> None:
+    def __init__(self, port: ChannelPort, inferred: Inferred) -> None:
         """Make a Disabled channel that will be offered through ``port``."""
         super().__init__()
         this = self._this()
         self.port = port
+        self.inferred = inferred
         self._connection = Connection.DISABLED
         self._run = Run.STOPPED
         self._queue = Queue.OFF
@@ -45,6 +54,7 @@ class LifeCycle(ConfiguredChannel):
         self._suspended = False
         self._signal_at_start = False
         self._suspend_after_retry = False
+        self._pausing: list[Callable[[], None]] = []
         self._drained: list[Callable[[], None]] = []
         self._closed: list[Callable[[], None]] = []
         self._disabled: list[Callable[[], None]] = []
@@ -61,9 +71,11 @@ class LifeCycle(ConfiguredChannel):
                 drained=self.delivery.drained,
                 batch_done=self.delivery.batch_done,
                 released=self._check_drained,
+                settled=self._check_settled,
                 faulted=self._faulted,
             ),
             DEFAULT_TRANSACTION_QUOTA,
+            drop_unknown=inferred.unknown is UnknownCompletion.DROPPED,
         )
 
     def _this(self) -> ServerChannel:
@@ -178,8 +190,8 @@ class LifeCycle(ConfiguredChannel):
     def pause(self, done: Callable[[], None]) -> None:
         """VmbChannelPause (T6, T6'): stop, and call ``done`` when the VSP holds no incoming packet.
 
-        Outgoing packets stay as they are, answered or not. On a Disabled channel it is remembered:
-        the channel comes up paused.
+        Outgoing packets stay as they are, answered or not, unless :class:`PauseWaitsFor` says
+        otherwise. On a Disabled channel it is remembered: the channel comes up paused.
         """
         self._refuse_in_callback("VmbChannelPause")
         if self._connection is Connection.CLEANED_UP:
@@ -190,8 +202,27 @@ class LifeCycle(ConfiguredChannel):
             subchannel.pause(done)
         if self._queue is Queue.OFF:
             done()
+        elif self._settling():
+            self._pausing.append(done)
         else:
             self._suspend(done)
+
+    def pause_waits_for(self) -> tuple[str, ...]:
+        """Name the packets that a Pause, a Disable or a close waits for; empty if it would not."""
+        waits = [
+            f"request {packet.transaction_id:#x} of the guest, which the VSP holds"
+            for packet in self.traffic.held
+        ]
+        if self._settling():
+            waits += [
+                f"packet {packet.transaction_id:#x}, which the guest has not completed"
+                for packet in self.traffic.table
+            ]
+        for subchannel in self._subchannels:
+            waits += [
+                f"{subchannel.friendly_name}: {what}" for what in subchannel.pause_waits_for()
+            ]
+        return tuple(waits)
 
     def cleanup(self) -> None:
         """VmbChannelCleanup (T11); the channel must be Disabled."""
@@ -231,11 +262,9 @@ class LifeCycle(ConfiguredChannel):
             outgoing.init_at_open()
         except RingCorrupt:
             return NtStatus.DATA_ERROR
-        if self._state_callbacks.opened is not None:
-            with self.in_callback("EvtChannelOpened"):
-                status = self._state_callbacks.opened(self._this())
-            if not status.is_success:
-                return status
+        status = self._call_opened()
+        if not status.is_success:
+            return status
         self.traffic.attach(incoming, outgoing)
         self._connection = Connection.OPEN
         self._go()
@@ -244,11 +273,14 @@ class LifeCycle(ConfiguredChannel):
     def port_restored(self, incoming: IncomingRing, outgoing: OutgoingRing) -> None:
         """Make it Open on rings that were in use when the machine was saved.
 
-        EvtOpened does not run. The guest is signalled once when the channel starts: an interrupt
-        on its way at the save was lost.
+        EvtOpened does not run, or, if :class:`OpenedOnRestore` says so, does; where it fails, the
+        channel stays without a peer. The guest is signalled once when the channel starts: an
+        interrupt on its way at the save was lost.
         """
         if self._connection is not Connection.ENABLED or self._callback:
             raise self._misuse("only an enabled channel without a peer can be restored open")
+        if self.inferred.opened is OpenedOnRestore.CALLED and not self._call_opened().is_success:
+            return
         self._connection = Connection.OPEN
         self._signal_at_start = True
         self.traffic.attach_in_use(incoming, outgoing)
@@ -288,19 +320,35 @@ class LifeCycle(ConfiguredChannel):
             self.port.signal(self._this())
         with self.in_callback("EvtChannelPostStarted"):
             self.traffic.start()
+            if self.inferred.first_packets is FirstPackets.BEFORE:
+                self.traffic.poll()
             if self._state_callbacks.post_started is not None:
                 self._state_callbacks.post_started(self._this())
         self.traffic.poll()
 
+    def _settling(self) -> bool:
+        """Whether a Pause has to wait for answers of the guest, which can still come."""
+        return (
+            self.inferred.pause is PauseWaitsFor.OUTGOING_TOO
+            and self._queue is Queue.ON
+            and bool(self.traffic.table)
+            and not self.traffic.faults
+        )
+
+    def _check_settled(self) -> None:
+        if self._pausing and not self._settling():
+            self._suspend(self._pausing.pop())
+
     def _suspend(self, then: Callable[[], None]) -> None:
         """T6: stop reading, tell the VSP, and call ``then`` when it holds nothing any more."""
-        self._drained.append(then)
+        self._drained += [*self._pausing, then]
+        self._pausing.clear()
         if self._queue is Queue.ON:
             # Completion routines may run in here, and do what they like.
             self.traffic.end_batch()
         if self._queue is not Queue.ON:
             self._check_drained()
-        elif self.delivery.deferred is not None:
+        elif self.delivery.owes_a_delivery:
             # A packet that was promised another process callback gets it before EvtSuspend.
             self._suspend_after_retry = True
             self.traffic.stop_receiving()
@@ -360,7 +408,8 @@ class LifeCycle(ConfiguredChannel):
     def _forget_peer(self) -> None:
         """Drop all that concerned this peer: packets, faults, and a save or restore under way."""
         self._snapshots.forget()
-        self.traffic.retire(NtStatus.DEVICE_REMOVED)
+        removed = self.inferred.retired is RetiredWith.DEVICE_REMOVED
+        self.traffic.retire(NtStatus.DEVICE_REMOVED if removed else NtStatus.CANCELLED)
         self._suspended = False
         self._signal_at_start = False
         self.traffic.faults.clear()
@@ -396,6 +445,12 @@ class LifeCycle(ConfiguredChannel):
         """Whether a state or save callback is running."""
         return self._callback is not None
 
+    def _call_opened(self) -> NtStatus:
+        if self._state_callbacks.opened is None:
+            return NtStatus.SUCCESS
+        with self.in_callback("EvtChannelOpened"):
+            return self._state_callbacks.opened(self._this())
+
     def _call(self, name: str, callback: Callable[[ServerChannel], None] | None) -> None:
         if callback is not None:
             with self.in_callback(name):
@@ -414,3 +469,4 @@ class LifeCycle(ConfiguredChannel):
     def _faulted(self, fault: ChannelFault) -> None:
         if self.fault_callback is not None:
             self.fault_callback(self._this(), fault.text)
+        self._check_settled()

@@ -68,13 +68,16 @@ class IncomingPacket:
         completed. Raises :class:`~emulator.memory.GpaError` if a range lies outside guest RAM; the
         VSP then completes the packet with an error of its protocol, or fails it. Raises
         :class:`~emulator.kmcl.ExternalDataPending` (STATUS_PENDING) if the provider has to wait for
-        the memory: return from the process callback, which is called once more for this packet.
+        the memory: return from the process callback, which is called once more for this packet
+        (:class:`~emulator.kmcl.inferred.PendingPacket`). Empty for a packet without ranges.
         """
         self._refuse_when_done("asked for its external data")
+        if not self.external:
+            return []
         try:
             views = self._channel.port.external_data(self.external)
         except ExternalDataPending:
-            self._channel.delivery.defer(self)
+            self._channel.delivery.pend(self)
             raise
         if read_only:
             views = [view.toreadonly() for view in views]
@@ -131,6 +134,10 @@ class IncomingPacket:
         if self._views:
             self._end_views()
         self._channel.traffic.fail(self, reason)
+
+    def ended_unread(self) -> None:
+        """End without a trace: the packet is in the ring again (made by the channel only)."""
+        self._done = True
 
     def _refuse_when_done(self, what: str) -> None:
         if self._done:

@@ -5,13 +5,11 @@ What is saved: outgoing packets in use (queued, or in the ring with a completion
 that wait for room, the transaction counter, faults. What is not: incoming packets (drained by
 Pause), what lies in the rings (guest memory), configuration (the VSP sets it again).
 
-Choices where KMCL's documents are silent (all inferred, see docs/kmcl-state.md):
+Choices where KMCL's documents are silent (all inferred, see docs/kmcl-state.md; those that are as
+plausible the other way are settings, see :mod:`emulator.kmcl.inferred`):
 
-* EvtSavePacket is called from SaveContinue, packet by packet, when a chunk is built; a chunk is
-  built once and kept until it fits, so the two-call protocol runs once for each packet whatever
-  the buffer sizes.
-* The second call gets exactly BytesNeeded; if it fails, the save fails with its status.
-* EvtRestorePacket gets exactly the bytes that EvtSavePacket produced.
+* A chunk is built once and kept until it fits, so EvtSavePacket's two-call protocol runs once for
+  each packet whatever the buffer sizes.
 * A buffer with a bad chunk is refused before any chunk in it is acted on.
 """
 
@@ -19,9 +17,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, assert_never
+from typing import TYPE_CHECKING, Final, assert_never
 
 from emulator.kmcl.config import RestoredPacket, SavedPacket, SavePacket
+from emulator.kmcl.inferred import (
+    FailedQueue,
+    GrowingPacket,
+    SaveBufferSize,
+    SavePacketFrom,
+    UnopenedSave,
+    UnregisteredSave,
+    UnrestoredPacket,
+)
 from emulator.kmcl.packets import OutgoingPacket, QueuedCompletion
 from emulator.kmcl.save import (
     PacketRecord,
@@ -58,6 +65,12 @@ class SaveResult:
     bytes_required: int = 0
 
 
+_ROUND: Final = 64
+"""Bytes to which ``SaveBufferSize.ROUNDED_UP`` rounds."""
+_MOST_CALLS: Final = 8
+"""Calls of EvtSavePacket for one packet with ``GrowingPacket.ASKED_AGAIN``."""
+
+
 class _SaveFailed(Exception):
     def __init__(self, status: NtStatus) -> None:
         super().__init__(status)
@@ -82,6 +95,14 @@ class SaveSession:
         self._ready: bytes | None = None
         self._failure: NtStatus | None = None
         self._complete = False
+
+    def ask_now(self) -> NtStatus:
+        """Run EvtSavePacket for all packets; a failure is that of the save."""
+        try:
+            self._records = iter(list(self._records))
+        except _SaveFailed as error:
+            return error.status
+        return NtStatus.SUCCESS
 
     def abort(self) -> None:
         """Fail from now on: the state that was being saved is gone."""
@@ -138,12 +159,23 @@ class SaveSession:
     def _ask(self, packet: OutgoingPacket) -> bytes:
         """Run the two-call protocol of EvtSavePacket; returns SaveBuf."""
         if self._save_packet is None:
-            raise _SaveFailed(NtStatus.NOT_SUPPORTED)
-        answer = self._call(self._save_packet, packet, 0)
-        if not answer.status.is_success and answer.bytes_needed > 0:
-            answer = self._call(self._save_packet, packet, answer.bytes_needed)
+            # SaveBegin let it pass: KMCL's own state is all there is.
+            return b""
+        inferred = self._channel.inferred
+        again = inferred.growing is GrowingPacket.ASKED_AGAIN
+        size = 0
+        answer = self._call(self._save_packet, packet, size)
+        for _ in range(_MOST_CALLS - 1 if again else 1):
+            if answer.status.is_success or answer.bytes_needed <= size:
+                break
+            size = answer.bytes_needed
+            if inferred.save_size is SaveBufferSize.ROUNDED_UP:
+                size += -size % _ROUND
+            answer = self._call(self._save_packet, packet, size)
         if not answer.status.is_success:
             raise _SaveFailed(answer.status)
+        if inferred.save_size is SaveBufferSize.ROUNDED_UP:
+            return bytes(answer.data).ljust(size, b"\0")
         return bytes(answer.data)
 
     def _call(self, save_packet: SavePacket, packet: OutgoingPacket, size: int) -> SavedPacket:
@@ -188,21 +220,29 @@ class RestoreSession:
 
     def _restore_packet(self, record: SavedOutgoing) -> None:
         callback = self._channel.restore_packet_callback
-        if callback is None:
-            # The head counts the packets, and was checked.
-            raise StreamError(NtStatus.NOT_SUPPORTED, "no restore callback is set")
         self._expected = record.lib_buffer
+        if callback is None:
+            # The head counts the packets: it was checked that this is allowed.
+            self._restore_unregistered(record)
+            return
         with self._channel.in_callback("EvtRestorePacket"):
             status = callback(self._channel, RestoredPacket(record.lib_buffer, record.save_buffer))
         taken, self._expected = self._expected is None, None
         if not status.is_success:
             raise StreamError(status, "EvtRestorePacket failed")
-        if not taken:
+        if not taken and self._channel.inferred.unrestored is UnrestoredPacket.REFUSED:
             raise StreamError(
                 NtStatus.UNSUCCESSFUL,
                 "EvtRestorePacket succeeded without restoring the packet; "
                 "the guest's completion would have no owner",
             )
+
+    def _restore_unregistered(self, record: SavedOutgoing) -> None:
+        packet = self._channel.packet_allocate()
+        status = self.accept(packet, record.lib_buffer)
+        if not status.is_success:
+            packet.free()
+            raise StreamError(status, "a packet record is damaged, or of an id that is taken")
 
     def accept(self, packet: OutgoingPacket, lib_buffer: bytes) -> NtStatus:
         """VmbPacketRestore, called from within the callback."""
@@ -222,6 +262,12 @@ class RestoreSession:
             traffic.queue.append(packet)
         self._expected = None
         return NtStatus.SUCCESS
+
+
+def _may_do(channel: ServerChannel, callback: object) -> bool:
+    """Whether packets in use can be saved, or restored: with a callback, or without."""
+    own_state = channel.inferred.unregistered is UnregisteredSave.OWN_STATE
+    return own_state or callback is not None
 
 
 def _head(channel: ServerChannel, packets: Sequence[OutgoingPacket], items: int) -> SavedChannel:
@@ -257,7 +303,7 @@ def _take_head(channel: ServerChannel, head: SavedChannel) -> None:
         was, now = ("open", "not") if head.is_open else ("not open", "it is")
         problems.append(f"the guest had it {was}, here {now}")
     problems += channel.too_small_for(head.largest_payload, head.packets)
-    if head.packets and channel.restore_packet_callback is None:
+    if head.packets and not _may_do(channel, channel.restore_packet_callback):
         problems.append(f"{head.packets} packets are in use, and no restore callback is set")
     if problems:
         raise StreamError(
@@ -265,7 +311,8 @@ def _take_head(channel: ServerChannel, head: SavedChannel) -> None:
             f"the saved channel does not fit {channel.friendly_name}: " + "; ".join(problems),
         )
     channel.traffic.table.reserve(head.next_transaction_id)
-    channel.traffic.faults += head.faults
+    if channel.inferred.failed_queue is FailedQueue.STAYS_STOPPED:
+        channel.traffic.faults += head.faults
 
 
 class Snapshots:
@@ -306,12 +353,20 @@ class Snapshots:
             return NtStatus.INVALID_DEVICE_STATE
         if self.saving or self.restore_unfinished:
             return NtStatus.INVALID_DEVICE_STATE
+        unopened = channel.connection is Connection.ENABLED
+        if unopened and channel.inferred.unopened is UnopenedSave.REFUSED:
+            return NtStatus.INVALID_DEVICE_STATE
         items = [*channel.traffic.in_ring(), *channel.traffic.queue]
         packets = [item for item in items if isinstance(item, OutgoingPacket)]
-        if packets and channel.save_packet_callback is None:
+        if packets and not _may_do(channel, channel.save_packet_callback):
             return NtStatus.NOT_SUPPORTED
         head = _head(channel, packets, len(items))
         self._saving = SaveSession(channel, head, items, channel.save_packet_callback)
+        if channel.inferred.save_packet is SavePacketFrom.SAVE_BEGIN:
+            status = self._saving.ask_now()
+            if not status.is_success:
+                self._saving = None
+            return status
         return NtStatus.SUCCESS
 
     def go_on(self, buffer_size: int) -> SaveResult:

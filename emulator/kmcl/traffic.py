@@ -59,9 +59,16 @@ class UnreadPacket:
 class Traffic(Writer):
     """Moves packets between the rings and the VSP; see the head of the file."""
 
-    def __init__(self, hooks: Hooks, quota: int) -> None:
-        """Make it without rings, receiving and transmitting nothing."""
+    def __init__(self, hooks: Hooks, quota: int, *, drop_unknown: bool = False) -> None:
+        """Make it without rings, receiving and transmitting nothing.
+
+        ``drop_unknown`` is :attr:`UnknownCompletion.DROPPED`.
+        """
         super().__init__(hooks)
+        self._drop_unknown = drop_unknown
+        self.unknown_completions = 0
+        """Completions of unknown transactions that were dropped."""
+        self._reading_at: int | None = None
         self._incoming: IncomingRing | None = None
         self._polling = False
         self._look_again = False
@@ -149,6 +156,17 @@ class Traffic(Writer):
     def hold_for_retry(self) -> None:
         """Read nothing until :meth:`retried`: the packet just delivered comes once more."""
         self._hold = Hold.RETRY
+
+    def leave_unread(self, packet: IncomingPacket) -> bool:
+        """Put the packet that is being delivered back; False if it is not to be read any more.
+
+        That is one of plain bytes, or one whose callback has returned.
+        """
+        if self._reading_at is None or self._incoming is None or packet not in self.held:
+            return False
+        del self.held[packet]
+        self._incoming.go_back(self._reading_at)
+        return True
 
     def retried(self) -> None:
         """End the hold of :meth:`hold_for_retry`."""
@@ -248,6 +266,7 @@ class Traffic(Writer):
                         # Before the next look: a guest that waits for this answers meanwhile.
                         self.flush()
                     continue
+                self._reading_at = ring.mark()
                 packet = ring.read()
                 if packet is None:
                     break
@@ -256,6 +275,7 @@ class Traffic(Writer):
         except RingCorrupt as error:
             self._incoming_corrupt(error)
         finally:
+            self._reading_at = None
             self.meter.packets_in += could_take - self._may_take
             if ring is self._incoming and self._receiving:
                 self._commit(ring)
@@ -345,6 +365,9 @@ class Traffic(Writer):
         waiting = self.table.find(packet.transaction_id)
         # A packet still queued has not been seen by the guest, so its id was guessed.
         if waiting is None or waiting.state is not OutgoingState.IN_RING:
+            if self._drop_unknown:
+                self.unknown_completions += 1
+                return
             self.fault(
                 FaultKind.UNKNOWN_TRANSACTION,
                 f"the guest completed transaction {packet.transaction_id:#x}, which is not waiting",
@@ -352,6 +375,8 @@ class Traffic(Writer):
             return
         self.table.remove(packet.transaction_id)
         waiting.finish(NtStatus.SUCCESS, packet.payload)
+        if not self.table:
+            self._hooks.settled()
 
     # The end of an incoming packet.
 

@@ -56,6 +56,8 @@ class Hooks:
     batch_done: Callable[[int], None]
     released: Callable[[], None]
     """An incoming packet has ended."""
+    settled: Callable[[], None]
+    """No packet waits for the guest's completion any more."""
     faulted: Callable[[ChannelFault], None]
 
 
@@ -193,6 +195,8 @@ class Writer:
         if item.transaction_id:
             self.table.remove(item.transaction_id)
         item.finish(NtStatus.INVALID_BUFFER_SIZE, None)
+        if not self.table:
+            self._hooks.settled()
 
     @staticmethod
     def _write(ring: OutgoingRing, item: OutgoingPacket | QueuedCompletion) -> bool:

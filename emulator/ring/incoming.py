@@ -139,6 +139,14 @@ class IncomingRing(RingEnd):
         packets, self._in = found
         return packets
 
+    def mark(self) -> int:
+        """Return where the next packet begins, for :meth:`go_back`."""
+        return self._out
+
+    def go_back(self, mark: int) -> None:
+        """Take what was read since :meth:`mark` as unread; not after a `commit`."""
+        self._out = mark
+
     def consume(self, next_out: int) -> None:
         """Take the next packet of `read_ahead` as read; `next_out` came with it.
 
