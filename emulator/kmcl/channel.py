@@ -105,11 +105,15 @@ class ServerChannel(LifeCycle):
     def map_gpadl(self, handle: int, *, read_only: bool = False) -> PageView:
         """VmbChannelMapGpadl: the guest's pages of a GPADL, until :meth:`unmap_gpadl`.
 
-        ``read_only`` is a promise that is not enforced, as in KMCL. Raises :class:`KmclError`:
-        INVALID_PARAMETER for an unknown handle, INVALID_DEVICE_STATE for one that is mapped
-        already.
+        With ``read_only`` (VMBUS_CHANNEL_GPADL_FLAG_READ_ONLY) a write through the view raises
+        :class:`~emulator.memory.ReadOnlyMemory`. In KMCL the flag is a hint for snapshots and live
+        migration, and a writable mapping of a GPADL that the guest has made read-only fails; here
+        nobody knows that, because no message of the guest says so.
+
+        Raises :class:`KmclError`: INVALID_PARAMETER for an unknown handle, INVALID_DEVICE_STATE for
+        one that is mapped already.
         """
-        return self.gpadls.map(handle)
+        return self.gpadls.map(handle, read_only=read_only)
 
     def unmap_gpadl(self, handle: int) -> None:
         """VmbChannelUnmapGpadl: touch the pages no more. A teardown of the guest's goes on then."""

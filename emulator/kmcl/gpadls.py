@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from emulator.kmcl.errors import KmclError
-from emulator.memory import PageView
+from emulator.memory import PageView, ReadOnlyPageView
 from emulator.wire.ntstatus import NtStatus
 
 
@@ -24,8 +24,8 @@ class MappedGpadls:
         self._mapped: set[int] = set()
         self._waiting: dict[int, Callable[[], None]] = {}
 
-    def map(self, handle: int) -> PageView:
-        """Return the pages of a GPADL.
+    def map(self, handle: int, *, read_only: bool = False) -> PageView:
+        """Return the pages of a GPADL, with ``read_only`` in a view that refuses writes.
 
         Raises :class:`KmclError`: INVALID_PARAMETER for a handle that the guest has not given this
         channel, INVALID_DEVICE_STATE for one that is mapped, or that the guest is tearing down.
@@ -43,6 +43,8 @@ class MappedGpadls:
                 f"{self._name()}: the guest has no GPADL {handle:#x} for this channel",
             ) from None
         self._mapped.add(handle)
+        if read_only:
+            return ReadOnlyPageView(view, f"{self._name()}: GPADL {handle:#x}")
         return view
 
     def unmap(self, handle: int) -> None:

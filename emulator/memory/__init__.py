@@ -2,6 +2,7 @@
 """Guest-physical memory, and views of scattered guest pages with whole, ordered access to words."""
 
 from emulator.memory.guest import GpaError, GuestMemory, MemoryMapError, RamRegion
+from emulator.memory.readonly import ReadOnlyMemory, ReadOnlyPageView
 from emulator.memory.view import ATOMIC, IMPLEMENTATION, PageView, page_view
 
 __all__ = [
@@ -12,5 +13,7 @@ __all__ = [
     "MemoryMapError",
     "PageView",
     "RamRegion",
+    "ReadOnlyMemory",
+    "ReadOnlyPageView",
     "page_view",
 ]

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from emulator.memory import PageView, _native
+from emulator.memory import PageView, ReadOnlyMemory, ReadOnlyPageView, _native
 from emulator.memory._pure import PurePageView
 
 ViewType = Callable[[Sequence[memoryview]], PageView]
@@ -353,3 +353,31 @@ def test_without_the_extension_only_x86_may_go_on(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("platform.machine", lambda: "aarch64")
     with pytest.raises(ImportError, match="build_ext"):
         module._choose()
+
+
+def test_a_view_for_reading_shows_the_memory_and_refuses_to_write_it(view_type: ViewType) -> None:
+    view = view_type(scattered(1, 2))
+    view.write(4090, b"twelve bytes")
+    reading: PageView = ReadOnlyPageView(view, "GPADL 0xe1e10")
+    part = reading.sub(4096, 8192)
+    refused: list[Callable[[], object]] = [
+        lambda: reading.write(4, b"x"),
+        lambda: reading.store_u32(4, 1),
+        lambda: reading.swap_u32(4, 1),
+        lambda: reading.or_u32(4, 1),
+        lambda: part.write(4, b"x"),
+    ]
+    before = view.read(0, len(view))
+    for write in refused:
+        with pytest.raises(ReadOnlyMemory, match=r"GPADL 0xe1e10 is mapped for reading only.* 0x4"):
+            write()
+    pieces = reading.slices(4090, 12)
+    with pytest.raises(TypeError, match="read-only"):
+        pieces[0][:1] = b"x"
+    assert view.read(0, len(view)) == before
+    reading.fence()
+    assert (len(reading), len(part)) == (12288, 8192)
+    assert reading.read(4090, 12) == b"".join(pieces) == b"twelve bytes"
+    assert reading.load_u32(4096) == view.load_u32(4096) != 0
+    with pytest.raises(ValueError, match="not within"):
+        reading.read(12288, 1)
