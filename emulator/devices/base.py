@@ -79,6 +79,14 @@ class Device(ABC):
         for channel in self.channels.values():
             channel.pause(paused)
 
+    def pause_waits_for(self) -> list[str]:
+        """Name the packets that keep :meth:`pause` from its end."""
+        return [
+            f"{self.name}/{role}: {what}"
+            for role, channel in self.channels.items()
+            for what in channel.pause_waits_for()
+        ]
+
     def save(self) -> DeviceState:
         """Save a paused device; raises :class:`DeviceStateError` if a channel cannot be saved."""
         return DeviceState(

@@ -69,6 +69,9 @@ from emulator.wire.packet import GpaRange
 
 log = logging.getLogger(__name__)
 
+_NAMED = 8
+"""Packets that an error names."""
+
 
 class VmbusHost:
     """The VMBus host of one VM. Everything runs on one event loop; nothing blocks.
@@ -249,8 +252,10 @@ class VmbusHost:
     def save(self) -> bytes:
         """Encode the host; raises :class:`StateRefused`."""
         if not self._stopped:
-            held = ", ".join(self.devices)
-            raise StateRefused(f"the devices ({held}) have not drained their packets")
+            waits = [what for device in self.devices.values() for what in device.pause_waits_for()]
+            more = f", and {len(waits) - _NAMED} more" if len(waits) > _NAMED else ""
+            held = ", ".join(waits[:_NAMED]) or "the guest's virtual CPUs run"
+            raise StateRefused(f"the devices have not come to rest: {held}{more}")
         try:
             state = HostState(
                 version=STATE_VERSION,

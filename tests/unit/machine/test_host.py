@@ -10,7 +10,8 @@ import msgspec
 import pytest
 import pytest_asyncio
 
-from emulator.link import Session
+from emulator.conformance.rig import Rig as KmclRig
+from emulator.link import Session, StateRefused
 from emulator.machine.config import DeviceConfig, HostConfig
 from emulator.machine.host import VmbusHost
 from tests.model import frontend as fe
@@ -154,3 +155,26 @@ async def test_every_flipped_byte_is_refused_or_harmless(rig: Rig) -> None:
         status, text = await rig.frontend.load(bytes(bad))
         assert status in (0, 1)
         assert bool(text) == (status == 1)
+
+
+async def test_a_save_before_the_devices_are_at_rest_names_the_packets(rig: Rig) -> None:
+    kmcl = KmclRig(answer=False).running()
+    kmcl.vsp.drain_in_suspend = False
+    for number in range(1, 11):
+        kmcl.guest.request(number)
+    kmcl.ring()
+    rig.host.resumed()
+    (device,) = rig.host.devices.values()
+    device.channels = {"data": kmcl.channel}
+    over: list[bool] = []
+    rig.host.stopping(lambda: over.append(True))
+    held = "probe/data: request 0x{:x} of the guest, which the VSP holds"
+    with pytest.raises(StateRefused, match="not come to rest: ") as caught:
+        rig.host.save()
+    assert str(caught.value).endswith(
+        ", ".join(held.format(number) for number in range(1, 9)) + ", and 2 more"
+    )
+    assert not over
+    kmcl.vsp.drain()
+    assert over
+    assert rig.host.save()
