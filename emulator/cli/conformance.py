@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
@@ -39,21 +39,37 @@ def run(
     junit: Annotated[Path | None, typer.Option(help="write JUnit XML")] = None,
     as_json: Annotated[Path | None, typer.Option("--json", help="write JSON")] = None,
     markdown: Annotated[Path | None, typer.Option(help="write a page of Markdown")] = None,
+    inferred: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--with",
+            metavar="SWITCH=READING",
+            help="have the endpoint do the other thing where no document decides (docs/kmcl.md); "
+            "a scenario that notices records what it sees",
+        ),
+    ] = None,
 ) -> None:
     """Run scenarios by number. The status is 1 if one fails."""
-    _run(numbers or (), junit, as_json, markdown)
+    _run(numbers or (), junit, as_json, markdown, inferred or ())
 
 
 def _run(
-    numbers: Sequence[int], junit: Path | None, as_json: Path | None, markdown: Path | None
+    numbers: Sequence[int],
+    junit: Path | None,
+    as_json: Path | None,
+    markdown: Path | None,
+    inferred: Sequence[str] = (),
 ) -> None:
-    from emulator.conformance import report, suite
+    from emulator.conformance import report, suite, switches
 
     suite.load()
     unknown = [str(number) for number in numbers if number not in suite.SCENARIOS]
     if unknown:
         _fail(f"there is no scenario {', '.join(unknown)}; they are 1 to {max(suite.SCENARIOS)}")
-    results = suite.run(numbers)
+    try:
+        results = switches.run_with(switches.settings(inferred), numbers)
+    except ValueError as error:
+        _fail(str(error))
     _show(results)
     for path, text in ((junit, report.as_junit), (as_json, report.as_json)):
         _write(path, text(results) if path else "")
@@ -72,7 +88,7 @@ def _write(path: Path | None, text: str) -> None:
         _fail(f"{path}: {error.strerror}")
 
 
-def _fail(text: str) -> None:
+def _fail(text: str) -> NoReturn:
     typer.echo(f"error: {text}", err=True)
     raise typer.Exit(1)
 

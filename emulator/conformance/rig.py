@@ -193,12 +193,12 @@ class Vsp:
         return SavedPacket(NtStatus.SUCCESS, data)
 
     def restore_packet(self, channel: ServerChannel, restored: RestoredPacket) -> NtStatus:
-        """EvtRestorePacket."""
+        """EvtRestorePacket; SaveBuf may be longer than what was saved."""
         self.restored.append(restored)
         if self.restore_hook is not None:
             return self.restore_hook(channel, restored)
         packet = channel.packet_allocate()
-        packet.context = restored.save_buffer.decode()
+        packet.context = restored.save_buffer.rstrip(b"\0").decode()
         packet.set_completion_routine(self.routine)
         status = packet.restore(restored.lib_buffer)
         if not status.is_success:

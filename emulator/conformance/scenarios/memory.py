@@ -206,7 +206,7 @@ def _transfer_pages() -> str:
     rig.ring()
     paused(rig)
     rig.restored(chunks(rig))
-    outstanding = {str(each.save_buffer.decode()) for each in rig.vsp.restored}
+    outstanding = {each.save_buffer.rstrip(b"\0").decode() for each in rig.vsp.restored}
     same(outstanding, {"buffer 0", "buffer 2"}, "buffers that must not be used")
     rig.channel.start()
     for packet in (packets[2], packets[0]):

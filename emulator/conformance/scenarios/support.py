@@ -49,7 +49,8 @@ def chunks(rig: Rig) -> list[bytes]:
 
 def paused(rig: Rig) -> Rig:
     """Pause a channel whose VSP holds nothing."""
-    expect(rig.pause(), "Pause has not come to its end at once")
+    over = rig.pause()
+    expect(over, f"Pause waits for {', '.join(rig.channel.pause_waits_for())}")
     return rig
 
 

@@ -309,4 +309,5 @@ def _failed() -> str:
     rig.ring()
     same(len(rig.vsp.received), after + 1, "packets delivered after the channel was opened anew")
     ends_well(rig)
-    return f"stays stopped ({after} delivered); works when it was opened anew"
+    how = "starts again" if after else "stays stopped"
+    return f"{how} ({after} delivered); works when it was opened anew"
