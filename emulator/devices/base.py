@@ -12,7 +12,7 @@ from __future__ import annotations
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, Self
 
 import msgspec
 
@@ -58,6 +58,21 @@ class Device(ABC):
         self._vm = vm
         self._port = port
         self.channels: dict[str, ServerChannel] = {}
+
+    @classmethod
+    def make(cls, name: str, vm: str, port: ChannelPort, options: Mapping[str, Any]) -> Self:
+        """Make a device of this kind from the options in the machine's configuration.
+
+        A kind that has options overrides this. Raises :class:`DeviceStateError` for bad ones.
+        """
+        if options:
+            raise DeviceStateError(
+                f"device {name}: a {cls.kind} has no options; remove {', '.join(sorted(options))}"
+            )
+        return cls(name, vm, port)
+
+    def close(self) -> None:  # noqa: B027
+        """Let go of what is not the guest's: files, threads. The device is of no use afterwards."""
 
     def instance_guid(self, role: str) -> uuid.UUID:
         """Return the instance GUID of the channel ``role``: stable over runs, distinct per VM."""

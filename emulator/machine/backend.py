@@ -224,6 +224,7 @@ def _runner(host: VmbusHost) -> Any:
             "guest_errors": list(host.guest_errors),
             "memory": host.memory_regions(),
             "rings": host.rings(),
+            "undrained": host.undrained(),
             "peak_private_kib": peak_private_kib(),
         }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 import msgspec
 
@@ -33,6 +33,7 @@ Latency = Annotated[int, msgspec.Meta(ge=100, le=6553)]
 class DeviceConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One VMBus device: a name that is unique in the machine, and a registered kind.
 
+    ``options`` are the kind's own (a controller's disks); ``emulator.devices`` checks them.
     ``monitored_us`` names channels of it, by role, that the guest is asked to signal by its monitor
     page, with the latency in microseconds at which the backend looks at that
     (``emulator.machine.monitor``).
@@ -41,6 +42,7 @@ class DeviceConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: str
     kind: str
     monitored_us: dict[str, Latency] = {}
+    options: dict[str, Any] = {}
 
 
 Positive = Annotated[int, msgspec.Meta(ge=1)]

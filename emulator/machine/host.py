@@ -115,7 +115,9 @@ class VmbusHost:
 
     def _make_devices(self) -> dict[str, Device]:
         devices = {
-            device.name: make_device(device.kind, device.name, self._config.vm, self)
+            device.name: make_device(
+                device.kind, device.name, self._config.vm, self, device.options
+            )
             for device in self._config.devices
         }
         self._monitored = monitored_channels(self._config, devices)
@@ -249,10 +251,14 @@ class VmbusHost:
         for device in list(self.devices.values()):
             device.pause(paused)
 
+    def undrained(self) -> list[str]:
+        """Say which requests of the guest the devices have not completed."""
+        return [what for device in self.devices.values() for what in device.pause_waits_for()]
+
     def save(self) -> bytes:
         """Encode the host; raises :class:`StateRefused`."""
         if not self._stopped:
-            waits = [what for device in self.devices.values() for what in device.pause_waits_for()]
+            waits = self.undrained()
             more = f", and {len(waits) - _NAMED} more" if len(waits) > _NAMED else ""
             held = ", ".join(waits[:_NAMED]) or "the guest's virtual CPUs run"
             raise StateRefused(f"the devices have not come to rest: {held}{more}")
@@ -275,6 +281,7 @@ class VmbusHost:
         saved = decode(state)
         check(saved, self._config)
         old = (self._bus, self._slots, self.devices, self._monitored)
+        old_devices = self.devices
         self._bus, self._slots = self._make_bus(), Slots()
         try:
             self._restoring = {
@@ -286,10 +293,13 @@ class VmbusHost:
         except (DeviceStateError, KmclError, RestoreMismatch, GpaError) as error:
             for slot in self._slots.by_key.values():
                 self._release(slot)
+            if self.devices is not old_devices:
+                _close_all(self.devices)
             self._bus, self._slots, self.devices, self._monitored = old
             raise StateRefused(str(error)) from error
         finally:
             self._restoring, self._anew = {}, False
+        _close_all(old_devices)
         self._deferred = deque(saved.deferred)
         self._foreign = len(self._deferred)
         self.tracing.event(Event.RESTORED, f"{self._foreign} messages of the guest held")
@@ -583,3 +593,8 @@ class VmbusHost:
             if registered and self._session is not None:
                 self._session.del_doorbell(params.connection_id)
                 self._session.del_interrupt(params.channel_id)
+
+
+def _close_all(devices: dict[str, Device]) -> None:
+    for device in devices.values():
+        device.close()

@@ -62,7 +62,8 @@ class Machine(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             config.memory_mib,
             accel,
             config.vmbus,
-            config.devices,
+            # What a device has behind it may have moved; the device itself knows whether it fits.
+            tuple(msgspec.structs.replace(device, options={}) for device in config.devices),
             config.dimms,
             config.dimm_slots,
             config.max_memory_mib,

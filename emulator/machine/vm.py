@@ -119,7 +119,9 @@ class VirtualMachine:
             await self.qmp("stop")
             try:
                 if failure := await self.write_state(draft.path / STATE):
-                    raise SnapshotError(f"the machine could not be saved: {failure}")
+                    raise SnapshotError(
+                        f"the machine could not be saved: {failure}{await self._undrained()}"
+                    )
                 manifest = await asyncio.to_thread(self._manifest, draft.path)
                 draft.publish(manifest)
             except (SnapshotError, OSError) as error:
@@ -131,6 +133,13 @@ class VirtualMachine:
             if resume:
                 await self.qmp("cont")
             return manifest
+
+    async def _undrained(self) -> str:
+        """Return what the backend still waits for, as the end of a message; empty if nothing."""
+        with contextlib.suppress(ControlError, ProcessDied):
+            if waits := (await self.control("status")).get("undrained"):
+                return f"; not completed: {', '.join(waits)}"
+        return ""
 
     async def kill(self) -> None:
         """Kill QEMU and the backend with SIGKILL."""
