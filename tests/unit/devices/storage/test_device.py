@@ -264,7 +264,8 @@ async def test_a_pause_waits_for_the_disk_and_says_for_what(
     number, _ = rig.begin(cdb10(WRITE_10, 2, 1), out=b"w" * 512)
     drained = rig.pause()
     assert not drained.is_set()
-    assert rig.device.controller.pending() == ["LUN 0: WRITE_10 of 512 bytes at 1024"]
+    (held,) = rig.device.pause_waits_for()
+    assert held.endswith(": LUN 0: WRITE_10 of 512 bytes at 1024")
     told = asyncio.Event()
     asyncio.get_running_loop().call_later(0, told.set)
     await told.wait()
