@@ -184,7 +184,8 @@ class LifeCycle(ConfiguredChannel):
         self._run = Run.STARTED
         self._go()
         for subchannel in list(self._subchannels):
-            if subchannel.run is not Run.STARTED:
+            # A callback of the start may have paused the channel again, and its sub-channels.
+            if self._run is Run.STARTED and subchannel.run is not Run.STARTED:
                 subchannel.start()
 
     def pause(self, done: Callable[[], None]) -> None:
