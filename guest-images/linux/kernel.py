@@ -170,6 +170,18 @@ def build_program(work: Path, epoch: int) -> bytes:
     return program.read_bytes()
 
 
+def build_diskload(work: Path, epoch: int) -> bytes:
+    """Build the static program that writes to a disk and checks it, and return it."""
+    program = work / "vmbus-diskload"
+    run(
+        [COMPILER, *PROGRAM_FLAGS, "-pthread", "-o", program, "diskload.c"],
+        "the disk program does not build",
+        cwd=HERE / "disk",
+        env=reproducible(epoch),
+    )
+    return program.read_bytes()
+
+
 def reproducible(epoch: int) -> dict[str, str]:
     """Return the environment that keeps time and taste of this machine out of a build."""
     return {

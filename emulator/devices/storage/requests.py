@@ -26,6 +26,7 @@ from emulator.devices.storage.protocol import (
 )
 from emulator.devices.storage.scsi import BLOCK, Op, cdb_length
 from emulator.devices.storage.steps import Read, Write
+from emulator.devices.storage.unit import lun_list
 from emulator.kmcl import IncomingPacket
 from emulator.memory import GpaError
 
@@ -146,9 +147,12 @@ class Requests:
             return
         pieces = list(first(pieces, srb.transfer_length))
         data_in = srb.data_in == DataIn.READ
-        active = self._controller.luns.get(srb.lun) if not (srb.path_id or srb.target_id) else None
+        here = not (srb.path_id or srb.target_id)
+        active = self._controller.luns.get(srb.lun) if here else None
         if active is None:
-            _complete(packet, srb, _nobody(cdb, pieces, data_in))
+            nobody = SrbStatus.INVALID_LUN if here else SrbStatus.INVALID_TARGET_ID
+            luns = self._controller.numbers() if here else []
+            _complete(packet, srb, _nobody(cdb, pieces, data_in, luns, nobody))
             return
         active.execute(cdb, pieces, data_in, lambda outcome: _complete(packet, srb, outcome))
 
@@ -188,16 +192,24 @@ def _done(request: bytes) -> bytes:
     )
 
 
-def _nobody(cdb: bytes, pieces: list[memoryview], data_in: bool) -> Outcome:
-    """Answer for a LUN where there is nothing.
+def _nobody(
+    cdb: bytes, pieces: list[memoryview], data_in: bool, luns: list[int], status: SrbStatus
+) -> Outcome:
+    """Answer for a LUN where there is nothing; ``luns`` are those of its target.
 
     Windows is content with the SRB status. Linux takes every INQUIRY for good (storvsc_drv.c,
-    storvsc_on_io_completion), so its data must say that nobody is there.
+    storvsc_on_io_completion), so its data must say that nobody is there. Then it asks each LUN 0,
+    of up to 8 paths with 2 targets, for the LUNs there are. Told INVALID_LUN on any path, it
+    removes the LUN of that number on path 0 (storvsc_remove_lun): that is for LUNs of our target.
     """
-    moved = 0
-    if cdb[0] == Op.INQUIRY and data_in and not cdb[1] & 1:
+    data = b""
+    if cdb[0] == Op.INQUIRY and not cdb[1] & 1:
         data = inquiry.no_unit()[: int.from_bytes(cdb[3:5], "big")]
-        for piece in first(pieces, len(data)):
-            piece[:] = data[moved : moved + piece.nbytes]
-            moved += piece.nbytes
-    return Outcome(SrbStatus.INVALID_LUN, 0, moved)
+    elif cdb[0] == Op.REPORT_LUNS:
+        data = lun_list(luns)[: int.from_bytes(cdb[6:10], "big")]
+        status = SrbStatus.SUCCESS
+    moved = 0
+    for piece in first(pieces if data_in else [], len(data)):
+        piece[:] = data[moved : moved + piece.nbytes]
+        moved += piece.nbytes
+    return Outcome(status, 0, moved)

@@ -176,11 +176,20 @@ async def test_a_guest_that_reopens_begins_anew(disk: Path) -> None:
 
 async def test_nobody_is_at_a_lun_that_is_not_there(disk: Path) -> None:
     rig = await Rig({"luns": [lun(disk, lun=3)]}).start().initialise()
-    for where in ({"lun": 0}, {"lun": 200}, {"lun": 3, "path": 1}):
+    for where, status in (
+        ({"lun": 0}, 0x20),
+        ({"lun": 200}, 0x20),
+        # Linux would take away LUN 3 of path 0 if it were told INVALID_LUN.
+        ({"lun": 3, "path": 1}, 0x21),
+    ):
         found = await rig.command(bytes([0x12, 0, 0, 0, 36, 0]), room=36, **where)
-        assert (found.srb_status, found.status) == (0x20, 0xC00000C0)
+        assert (found.srb_status, found.status) == (status, 0xC00000C0)
         assert (len(found.data), found.data[0]) == (36, 0x7F)
-        assert (await rig.command(bytes(6), **where)).srb_status == 0x20
+        assert (await rig.command(bytes(6), **where)).srb_status == status
+        report = bytes([0xA0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0])
+        listed = await rig.command(report, room=256, **where)
+        assert listed.good
+        assert listed.data[:4] == (0 if "path" in where else 8).to_bytes(4, "big")
     assert (await rig.command(bytes(6), lun=3)).good
 
 
