@@ -14,6 +14,9 @@
  *   guest roundtrip MEMFD PAGES TOTAL DOORBELL INTERRUPT OFFSET
  *       Send a request, ring, sleep until the interrupt's eventfd is written, TOTAL times; print each time in ns. The rings begin
  *       OFFSET bytes into the memory.
+ *   guest storage MEMFD PAGES DEPTH TOTAL DOORBELL BLOCKS OPCODE
+ *       Initialise a storage controller, then have DEPTH requests of 4 KiB under way on LUN 0 until TOTAL are answered, at
+ *       random on the first BLOCKS of 4 KiB; print the nanoseconds that took. The guest's buffers begin in the page after the rings.
  *   guest pingpong TOTAL
  *       Two processes that wake each other by two eventfds and do nothing else; print each time in ns.
  */
@@ -237,6 +240,125 @@ host(int memfd, uint32_t pages, uint64_t total)
     }
 }
 
+#define GPA_DIRECT 9u
+#define VSTOR_SIZE 64u
+
+struct vstor {
+    uint32_t operation, flags, status;
+    uint16_t length;
+    uint8_t srb_status, scsi_status, reserved, path, target, lun, cdb_length, sense_length, data_in, properties;
+    uint32_t transfer;
+    uint8_t cdb[20], rest[16];
+};
+
+_Static_assert(sizeof(struct vstor) == VSTOR_SIZE, "layout of a VSTOR packet");
+
+static void
+write_vstor(struct ring *ring, const struct vstor *packet, uint64_t transaction, uint64_t pfn)
+{
+    struct {
+        uint32_t reserved, count, length, offset;
+        uint64_t pfn;
+    } range = {0, 1, PAGE, 0, pfn};
+    uint16_t header = pfn ? sizeof range : 0;
+    struct descriptor descriptor = {pfn ? GPA_DIRECT : IN_BAND, (uint16_t)(2 + header / 8),
+                                    (uint16_t)(2 + (header + VSTOR_SIZE) / 8), 1, transaction};
+    uint32_t trailer[2] = {0, ring->position}, at;
+
+    at = put(ring, ring->position, &descriptor, sizeof descriptor);
+    at = put(ring, at, &range, header);
+    at = put(ring, at, packet, VSTOR_SIZE);
+    ring->position = put(ring, at, trailer, sizeof trailer);
+}
+
+/* Take one completion, in whatever order they come; its transaction. */
+static uint64_t
+take_vstor(struct ring *ring, int is_io)
+{
+    struct descriptor descriptor;
+    struct vstor packet;
+    uint32_t at = get(ring, ring->position, &descriptor, sizeof descriptor);
+
+    get(ring, at, &packet, sizeof packet);
+    if (descriptor.type != COMPLETION || packet.operation != 1 || packet.status != 0
+        || (is_io && (packet.srb_status != 1 || packet.transfer != PAGE))) {
+        die("a storage request failed");
+    }
+    ring->position = (at + descriptor.length8 * 8u - 16 + 8) % ring->size;
+    return descriptor.transaction;
+}
+
+static void
+storage(int memfd, uint32_t pages, uint64_t depth, uint64_t total, int doorbell, uint32_t blocks, int opcode)
+{
+    static const struct vstor steps[] = {
+        {.operation = 7}, {.operation = 9, .length = 0x0602}, {.operation = 10}, {.operation = 8}};
+    struct ring up = map_ring(memfd, pages, 0, 1, 0), down = map_ring(memfd, pages, 1, 0, 0);
+    uint64_t sent = 0, heard = 0, start, *free_pages = calloc(depth, sizeof *free_pages), spare = depth;
+    uint32_t random = 1;
+
+    if (!free_pages) {
+        die("no memory");
+    }
+    store(&down, MASK, 1);
+    for (unsigned int i = 0; i < 4; i++) {
+        uint32_t before = up.position;
+
+        write_vstor(&up, &steps[i], i, 0);
+        if (publish(&up, before)) {
+            ring_doorbell(doorbell);
+        }
+        while (load(&down, IN) == down.position) {
+            relax();
+        }
+        take_vstor(&down, 0);
+        store(&down, OUT, down.position);
+    }
+    for (uint64_t i = 0; i < depth; i++) {
+        free_pages[i] = i;
+    }
+    start = now();
+    while (heard < total) {
+        uint32_t before = up.position;
+        int wrote = 0;
+
+        while (spare && sent < total && room(&up) > 16 + 24 + VSTOR_SIZE + 8) {
+            struct vstor packet = {.operation = 3, .length = 52, .cdb_length = 10, .sense_length = 20,
+                                   .data_in = opcode == 0x28, .transfer = PAGE};
+            uint64_t page = free_pages[--spare];
+            uint32_t lba;
+
+            random = random * 1664525u + 1013904223u;
+            lba = (uint32_t)((uint64_t)random * blocks >> 32) * 8;
+            packet.cdb[0] = (uint8_t)opcode;
+            for (int i = 0; i < 4; i++) {
+                packet.cdb[2 + i] = (uint8_t)(lba >> (24 - 8 * i));
+            }
+            packet.cdb[8] = 8;
+            write_vstor(&up, &packet, page + 1, 2 * (uint64_t)pages + page);
+            sent++;
+            wrote = 1;
+        }
+        if (wrote && publish(&up, before)) {
+            ring_doorbell(doorbell);
+        }
+        if (load(&down, IN) == down.position) {
+            relax();
+            continue;
+        }
+        for (uint32_t end = load(&down, IN); down.position != end; heard++) {
+            free_pages[spare++] = take_vstor(&down, 1) - 1;
+        }
+        store(&down, OUT, down.position);
+        fence();
+        if (load(&down, PENDING)) {
+            ring_doorbell(doorbell);
+        }
+    }
+    printf("%llu\n", (unsigned long long)(now() - start));
+    free(free_pages);
+}
+
 static void
 print_times(uint64_t *times, uint64_t total)
 {
@@ -340,6 +462,9 @@ main(int argc, char **argv)
     } else if (argc == 8 && !strcmp(argv[1], "roundtrip")) {
         roundtrip((int)number[0], (uint32_t)number[1], (uint64_t)number[2], (int)number[3], (int)number[4],
                   (off_t)number[5]);
+    } else if (argc == 9 && !strcmp(argv[1], "storage")) {
+        storage((int)number[0], (uint32_t)number[1], (uint64_t)number[2], (uint64_t)number[3], (int)number[4],
+                (uint32_t)number[5], (int)number[6]);
     } else if (argc == 3 && !strcmp(argv[1], "pingpong")) {
         pingpong((uint64_t)number[0]);
     } else {

@@ -17,7 +17,7 @@ from emulator.kmcl.inferred import PendingPacket
 from emulator.kmcl.packets import IncomingPacket
 from emulator.kmcl.pipe import PipeError, unframe
 from emulator.kmcl.traffic import IN_BAND
-from emulator.wire.packet import GpaRange, Packet, plain_packet
+from emulator.wire.packet import GpaRange, Packet, PacketFlags, PacketType, plain_packet
 
 if TYPE_CHECKING:
     from emulator.kmcl.channel import ServerChannel
@@ -66,6 +66,22 @@ class Delivery:
             return self.packet(plain_packet(IN_BAND, requested, transaction_id, payload))
         channel = self._channel
         incoming = self.packet_class(channel, payload, (), transaction_id, requested)
+        channel.traffic.held[incoming] = None
+        process(channel, incoming)
+        return True
+
+    def ranged(
+        self, transaction_id: int, payload: bytes, requested: bool, ranges: tuple[GpaRange, ...]
+    ) -> bool:
+        """As :meth:`packet`, for a packet with ranges."""
+        process = self._process_plain
+        if process is None or self._maximum_external is not None:
+            flags = PacketFlags.COMPLETION_REQUESTED if requested else PacketFlags.NONE
+            return self.packet(
+                Packet(PacketType.GPA_DIRECT, flags, transaction_id, payload, ranges)
+            )
+        channel = self._channel
+        incoming = self.packet_class(channel, payload, ranges, transaction_id, requested)
         channel.traffic.held[incoming] = None
         process(channel, incoming)
         return True

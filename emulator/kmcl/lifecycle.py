@@ -68,6 +68,7 @@ class LifeCycle(ConfiguredChannel):
                 poll_again=partial(port.poll_again, this),
                 deliver=self.delivery.packet,
                 deliver_plain=self.delivery.plain,
+                deliver_ranged=self.delivery.ranged,
                 drained=self.delivery.drained,
                 batch_done=self.delivery.batch_done,
                 released=self._check_drained,

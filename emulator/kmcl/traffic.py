@@ -36,7 +36,7 @@ from emulator.kmcl.states import OutgoingState
 from emulator.kmcl.writing import COMPLETION_BACKLOG_LIMIT, Hold, Hooks, Writer
 from emulator.ring import IncomingRing, OutgoingRing, PacketAhead, RingCorrupt
 from emulator.wire.ntstatus import NtStatus
-from emulator.wire.packet import Packet, PacketType, plain_packet
+from emulator.wire.packet import GpaRange, Packet, PacketType, plain_packet
 
 READ_LIMIT: Final = 64
 """Packets read in one go before others have a turn: about 0.1 ms of work, and the VSP's own."""
@@ -284,13 +284,17 @@ class Traffic(Writer):
     def _take_plain(self, ring: IncomingRing, packets: list[PacketAhead]) -> int:
         """Act on packets one by one, as long as they may be; returns how many went to the VSP."""
         delivered = 0
-        deliver = self._hooks.deliver_plain
+        deliver, deliver_ranged = self._hooks.deliver_plain, self._hooks.deliver_ranged
         self._undisturbed = True
-        for number, flags, transaction_id, payload, next_out in packets:
+        for number, flags, transaction_id, payload, next_out, fields in packets:
             ring.consume(next_out)
             self._may_take -= 1
             if number == IN_BAND:
                 delivered += deliver(transaction_id, payload, flags != 0)
+            elif fields is not None:
+                # What GpaRange() does, without a call of Python code for each packet.
+                gpa_range = tuple.__new__(GpaRange, fields)
+                delivered += deliver_ranged(transaction_id, payload, flags != 0, (gpa_range,))
             else:
                 delivered += self._take(plain_packet(number, flags, transaction_id, payload))
             if (

@@ -23,7 +23,7 @@ from emulator.kmcl.packets import OutgoingPacket, QueuedCompletion, TransactionT
 from emulator.kmcl.states import OutgoingState
 from emulator.ring import OutgoingRing, PacketTooLarge, RingCorrupt
 from emulator.wire.ntstatus import NtStatus
-from emulator.wire.packet import Packet, PacketType
+from emulator.wire.packet import GpaRange, Packet, PacketType
 
 COMPLETION_BACKLOG_LIMIT: Final = 1024
 """Completions queued before reading stops: a guest that never reads must not fill our memory."""
@@ -51,6 +51,8 @@ class Hooks:
     """Hand a request to the VSP; False if the channel refused it."""
     deliver_plain: Callable[[int, bytes, bool], bool]
     """The same for one without ranges: transaction id, payload, whether it asks for completion."""
+    deliver_ranged: Callable[[int, bytes, bool, tuple[GpaRange, ...]], bool]
+    """The same for a GPA-direct one."""
     drained: Callable[[int, int], None]
     """So many requests, with so many bytes of payload, were completed unseen."""
     batch_done: Callable[[int], None]

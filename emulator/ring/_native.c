@@ -6,11 +6,14 @@
  * read and written here as emulator/ring/incoming.py and outgoing.py do with emulator/wire/packet.py, which remain
  * the reference: what is not a plain packet, or not a good one, is left to them, and they say what is wrong. So is
  * the order of accesses, which emulator/ring/control.py explains. The unit tests of the rings run on both.
+ *
+ * Reading ahead also takes packets with one range of guest pages, which is what storage drivers send.
  */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
 #include <endian.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <string.h>
 
@@ -26,7 +29,13 @@
 #define TRAILER_SIZE 8
 #define MAX_PACKET (UINT16_MAX * (Py_ssize_t)8 + TRAILER_SIZE) /* what length8 can express */
 
-enum { IN_BAND = 6, CANCEL = 10, COMPLETION = 11 };
+#define GUEST_PAGE_SIZE 4096 /* of the bus, whatever the guest's own pages are */
+#define RANGES_SIZE 8        /* reserved, range_count */
+#define RANGE_SIZE 8         /* length, offset */
+/* Page numbers of one range: 1 MiB, several times what storage and network drivers send at once. */
+#define MAX_PFNS 257
+
+enum { IN_BAND = 6, GPA_DIRECT = 9, CANCEL = 10, COMPLETION = 11 };
 
 typedef struct {
     uint16_t type;
@@ -219,18 +228,10 @@ read_plain(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
                          (out + length + TRAILER_SIZE) % size, in);
 }
 
-/* (type, flags, transaction id, payload, next `out`), which is faster than Py_BuildValue. */
+/* A tuple of `count` fields, whose references it takes even if it fails; it does if one is NULL. */
 static PyObject *
-plain_tuple(const PageView *view, Py_ssize_t size, Py_ssize_t out, const Descriptor *descriptor, Py_ssize_t length)
+tuple_of(PyObject **fields, Py_ssize_t count)
 {
-    PyObject *fields[] = {
-        PyLong_FromLong(le16toh(descriptor->type)),
-        PyLong_FromLong(le16toh(descriptor->flags)),
-        PyLong_FromUnsignedLongLong(le64toh(descriptor->transaction_id)),
-        plain_payload(view, size, out, length),
-        PyLong_FromSsize_t((out + length + TRAILER_SIZE) % size),
-    };
-    const Py_ssize_t count = sizeof fields / sizeof fields[0];
     PyObject *tuple = PyTuple_New(count);
     int failed = !tuple;
 
@@ -251,10 +252,95 @@ plain_tuple(const PageView *view, Py_ssize_t size, Py_ssize_t out, const Descrip
     return tuple;
 }
 
+/* (type, flags, transaction id, payload, next `out`, range), which is faster than Py_BuildValue; takes payload and range. */
+static PyObject *
+packet_tuple(Py_ssize_t size, Py_ssize_t out, const Descriptor *descriptor, Py_ssize_t length, PyObject *payload,
+             PyObject *range)
+{
+    PyObject *fields[] = {
+        PyLong_FromLong(le16toh(descriptor->type)),
+        PyLong_FromLong(le16toh(descriptor->flags)),
+        PyLong_FromUnsignedLongLong(le64toh(descriptor->transaction_id)),
+        payload,
+        PyLong_FromSsize_t((out + length + TRAILER_SIZE) % size),
+        range,
+    };
+
+    return tuple_of(fields, sizeof fields / sizeof fields[0]);
+}
+
+/* What a GPA-direct packet begins with that has one range. */
+typedef struct {
+    uint32_t reserved;
+    uint32_t count;
+    uint32_t length;
+    uint32_t offset;
+    uint64_t pfns[MAX_PFNS];
+} OneRange;
+
+_Static_assert(offsetof(OneRange, pfns) == RANGES_SIZE + RANGE_SIZE, "layout of a range");
+
+/*
+ * The packet at `out`, whose descriptor plain_at has copied and refused, as a tuple if it is a GPA-direct one with one
+ * range and keeps all rules; NULL, without an exception, if it is anything else.
+ */
+static PyObject *
+ranged_tuple(const PageView *view, Py_ssize_t size, Py_ssize_t out, Py_ssize_t available, const Descriptor *descriptor,
+             Py_ssize_t *length)
+{
+    Py_ssize_t start = (Py_ssize_t)le16toh(descriptor->data_offset8) * 8;
+    Py_ssize_t header = start - DESCRIPTOR_SIZE;
+    uint32_t span, offset, pages;
+    PyObject *pfns, *payload;
+    OneRange range;
+
+    *length = (Py_ssize_t)le16toh(descriptor->length8) * 8;
+    if (available < DESCRIPTOR_SIZE + TRAILER_SIZE || le16toh(descriptor->type) != GPA_DIRECT
+        || le16toh(descriptor->flags) > 1 || start > *length || *length + TRAILER_SIZE > available
+        || header < RANGES_SIZE + RANGE_SIZE + 8) {
+        return NULL;
+    }
+    if (header > (Py_ssize_t)sizeof range) {
+        /* Linux storvsc sends its array whole, with the first entries in use. */
+        header = sizeof range;
+    }
+    ring_read(view, size, out + DESCRIPTOR_SIZE, (char *)&range, header);
+    __atomic_signal_fence(__ATOMIC_SEQ_CST);
+    span = le32toh(range.length);
+    offset = le32toh(range.offset);
+    if (le32toh(range.count) != 1 || !span || offset >= GUEST_PAGE_SIZE || span > (MAX_PFNS - 1) * GUEST_PAGE_SIZE) {
+        return NULL;
+    }
+    pages = (offset + span + GUEST_PAGE_SIZE - 1) / GUEST_PAGE_SIZE;
+    if ((Py_ssize_t)pages * 8 > header - RANGES_SIZE - RANGE_SIZE) {
+        return NULL;
+    }
+    pfns = PyTuple_New(pages);
+    for (uint32_t i = 0; pfns && i < pages; i++) {
+        PyObject *pfn = PyLong_FromUnsignedLongLong(le64toh(range.pfns[i]));
+
+        if (!pfn) {
+            Py_CLEAR(pfns);
+            break;
+        }
+        PyTuple_SetItem(pfns, i, pfn); /* steals it */
+    }
+    payload = pfns ? PyBytes_FromStringAndSize(NULL, *length - start) : NULL;
+    if (!payload) {
+        Py_XDECREF(pfns);
+        return NULL;
+    }
+    ring_read(view, size, out + start, PyBytes_AsString(payload), *length - start);
+    return packet_tuple(size, out, descriptor, *length, payload,
+                        tuple_of((PyObject *[]){PyLong_FromUnsignedLong(span), PyLong_FromUnsignedLong(offset), pfns}, 3));
+}
+
 PyDoc_STRVAR(read_ahead_doc,
-"read_ahead(view, released, out, in, limit) -> ([(type, flags, transaction_id, payload, next_out), ...], in) or None\n\n"
-"Copy up to `limit` plain packets from `out` on; if nothing is published, `in` is loaded anew. None if there is no\n"
-"packet. The list ends before a packet that is not plain, or breaks a rule, and is empty if that is the first.");
+"read_ahead(view, released, out, in, limit)\n"
+"    -> ([(type, flags, transaction_id, payload, next_out, range), ...], in) or None\n\n"
+"Copy up to `limit` packets from `out` on: plain ones, whose range is None, and GPA-direct ones with one range, which is\n"
+"(length, offset, pfns). If nothing is published, `in` is loaded anew. None if there is no packet. The list ends before\n"
+"a packet of another kind, or one that breaks a rule, and is empty if that is the first.");
 
 static PyObject *
 read_ahead(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
@@ -291,9 +377,21 @@ read_ahead(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
         }
     }
     list = PyList_New(0);
-    while (list && limit-- > 0 && plain_at(view, size, out, ahead(size, out, in), &descriptor, &length)) {
-        PyObject *tuple = plain_tuple(view, size, out, &descriptor, length);
+    while (list && limit-- > 0) {
+        Py_ssize_t available = ahead(size, out, in);
+        PyObject *tuple;
 
+        if (plain_at(view, size, out, available, &descriptor, &length)) {
+            PyObject *payload = plain_payload(view, size, out, length);
+
+            Py_INCREF(Py_None);
+            tuple = packet_tuple(size, out, &descriptor, length, payload, Py_None);
+        } else {
+            tuple = ranged_tuple(view, size, out, available, &descriptor, &length);
+            if (!tuple && !PyErr_Occurred()) {
+                break;
+            }
+        }
         if (!tuple || PyList_Append(list, tuple) < 0) {
             Py_CLEAR(list);
         }

@@ -5,13 +5,14 @@ from collections.abc import Iterable
 from typing_extensions import Buffer
 
 from emulator.memory import PageView
+from emulator.ring.plain import PacketAhead
 
 def read_plain(
     view: PageView, released: int, out_offset: int, in_offset: int, /
 ) -> tuple[int, int, int, bytes, int, int] | None: ...
 def read_ahead(
     view: PageView, released: int, out_offset: int, in_offset: int, limit: int, /
-) -> tuple[list[tuple[int, int, int, bytes, int]], int] | None: ...
+) -> tuple[list[PacketAhead], int] | None: ...
 def write_plain(
     view: PageView,
     in_offset: int,

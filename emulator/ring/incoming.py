@@ -10,6 +10,7 @@ from emulator.memory import PageView
 from emulator.ring.control import IN, INTERRUPT_MASK, OUT, PENDING_SEND_SIZE, RingEnd
 from emulator.ring.errors import RingCorrupt, RingRule
 from emulator.ring.outgoing import OutgoingRing
+from emulator.ring.plain import PacketAhead
 from emulator.wire.packet import (
     DESCRIPTOR_SIZE,
     TRAILER_SIZE,
@@ -23,9 +24,6 @@ from emulator.wire.packet import (
 )
 
 __all__ = ["Drained", "IncomingRing", "PacketAhead"]
-
-PacketAhead = tuple[int, int, int, bytes, int]
-"""Of a packet that was read ahead: type, flags, transaction id, payload, the offset after it."""
 
 
 class Drained(NamedTuple):
@@ -128,8 +126,8 @@ class IncomingRing(RingEnd):
     def read_ahead(self, limit: int) -> list[PacketAhead] | None:
         """Copy up to `limit` of the next packets, and consume none: see `consume`.
 
-        None if the ring is empty. An empty list if the next packet is for `read`: it has ranges,
-        breaks a rule, or the view is none of the C extension's.
+        None if the ring is empty. An empty list if the next packet is for `read`: it has more than
+        one range, breaks a rule, or the view is none of the C extension's.
         """
         if self._plain is None:
             return []

@@ -10,7 +10,11 @@ from typing import Protocol
 
 from emulator.memory import PageView
 
-__all__ = ["PlainPackets", "plain_packets"]
+__all__ = ["PacketAhead", "PlainPackets", "plain_packets"]
+
+PacketAhead = tuple[int, int, int, bytes, int, tuple[int, int, tuple[int, ...]] | None]
+"""Of a packet that was read ahead: type, flags, transaction id, payload, the offset after it; and,
+of a GPA-direct one, its range, as the fields of a :class:`~emulator.wire.packet.GpaRange`."""
 
 
 class PlainPackets(Protocol):
@@ -28,12 +32,12 @@ class PlainPackets(Protocol):
 
     def read_ahead(
         self, view: PageView, released: int, out_offset: int, in_offset: int, limit: int, /
-    ) -> tuple[list[tuple[int, int, int, bytes, int]], int] | None:
-        """Copy up to `limit` packets from `out_offset` on, as `read_plain` does.
+    ) -> tuple[list[PacketAhead], int] | None:
+        """Copy up to `limit` packets from `out_offset` on, as `read_plain` does; those with
+        one GPA-direct range are taken as well.
 
-        Returns for each type, flags, transaction id, payload and the offset after it; and `in`.
-        None if the ring is empty; an empty list if the next packet is not plain, or a rule is
-        broken. The list ends before such a one.
+        Returns them and `in`. None if the ring is empty; an empty list if the next packet is of
+        another kind, or a rule is broken. The list ends before such a one.
         """
 
     def write_plain(

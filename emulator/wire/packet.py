@@ -109,10 +109,9 @@ class MalformedPacket(Exception):
         self.detail = detail
 
 
-@dataclass(frozen=True, slots=True)
-class GpaRange:
+class GpaRange(NamedTuple):
     """`length` bytes from byte `offset` of the first of the guest pages `pfns` (``struct
-    gpa_range``).
+    gpa_range``). A named tuple, because one is made for each packet with external data.
     """
 
     length: int

@@ -143,14 +143,17 @@ def _read_ahead(ring: IncomingRing) -> list[Packet]:
         ahead = ring.read_ahead(3 - len(packets))
         if ahead is None:
             break
-        for number, flags, transaction_id, payload, next_out in ahead:
+        for number, flags, transaction_id, payload, next_out, fields in ahead:
             ring.consume(next_out)
-            packets.append(plain_packet(number, flags, transaction_id, payload))
-        if not ahead:
-            packet = ring.read()
-            if packet is None:
-                break
+            packet = plain_packet(number, flags, transaction_id, payload)
+            if fields is not None:
+                packet = packet._replace(ranges=(GpaRange(*fields),))
             packets.append(packet)
+        if not ahead:
+            one = ring.read()
+            if one is None:
+                break
+            packets.append(one)
     return packets
 
 

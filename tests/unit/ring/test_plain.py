@@ -14,11 +14,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from emulator.memory import PageView, _native
+from emulator.memory import PageView, _native, page_view
 from emulator.memory._pure import PurePageView
 from emulator.ring import _native as plain
-from emulator.ring.plain import plain_packets
-from emulator.wire.packet import GpaRange, PacketType, encode_packet, encode_trailer
+from emulator.ring.plain import PacketAhead, plain_packets
+from emulator.wire.packet import (
+    GpaRange,
+    MalformedPacket,
+    PacketType,
+    decode_body,
+    decode_descriptor,
+    encode_packet,
+    encode_trailer,
+    spanned_pages,
+)
 
 SIZE = 8192
 
@@ -152,17 +161,16 @@ def test_reading_ahead_is_reading_one_by_one(
     end = start
     for packet in packets:
         end = plain.write_plain(view, end, *packet)
-    expected: list[tuple[int, int, int, bytes, int]] = []
+    expected: list[PacketAhead] = []
     out = start
     while (found := plain.read_plain(view, start, out, end)) is not None and len(expected) < limit:
-        expected.append(found[:5])
+        expected.append((*found[:5], None))
         out = found[4]
     if spoilt:
-        # A packet with ranges behind them: it is for Python.
-        packet_bytes = encode_packet(PacketType.GPA_DIRECT, 1, b"", ranges=(GpaRange(1, 0, (1,)),))
-        for at, byte in enumerate(packet_bytes + encode_trailer(end)):
-            view.write(4096 + (end + at) % SIZE, bytes([byte]))
-        end = (end + len(packet_bytes) + 8) % SIZE
+        # A packet with two ranges behind them: it is for Python.
+        two = (GpaRange(1, 0, (1,)), GpaRange(1, 0, (1,)))
+        packet_bytes = encode_packet(PacketType.GPA_DIRECT, 1, b"", ranges=two)
+        end = put(view, end, packet_bytes)
     view.store_u32(0, end)
     for known in (end, start):
         answer = plain.read_ahead(view, start, start, known, limit)
@@ -170,6 +178,69 @@ def test_reading_ahead_is_reading_one_by_one(
             assert answer is None
         else:
             assert answer == (expected, end)
+
+
+RANGES = st.builds(
+    lambda length, offset, base: GpaRange(
+        length, offset, tuple(range(base, base + spanned_pages(offset, length)))
+    ),
+    st.integers(1, 5 * 4096),
+    st.integers(0, 4095),
+    st.integers(0, 2**52),
+)
+
+
+def put(view: PageView, start: int, packet: bytes) -> int:
+    """Write a packet and its trailer; return the offset after it."""
+    for at, byte in enumerate(packet + encode_trailer(start)):
+        view.write(4096 + (start + at) % SIZE, bytes([byte]))
+    return (start + len(packet) + 8) % SIZE
+
+
+@given(
+    st.integers(0, SIZE // 8 - 1),
+    st.lists(RANGES, min_size=1, max_size=2),
+    st.binary(max_size=80),
+    st.lists(st.tuples(st.integers(0, 47), st.integers(0, 255)), max_size=2),
+)
+def test_a_packet_with_one_range_is_read_ahead_as_python_reads_it(
+    start8: int, ranges: list[GpaRange], payload: bytes, spoilt: list[tuple[int, int]]
+) -> None:
+    packet = bytearray(encode_packet(PacketType.GPA_DIRECT, 7, payload, flags=1, ranges=ranges))
+    for at, byte in spoilt:
+        if at < len(packet):
+            packet[at] = byte
+    view, start = scattered(), start8 * 8
+    end = put(view, start, bytes(packet))
+    view.store_u32(0, end)
+    answer = plain.read_ahead(view, start, start, end, 1)
+    assert answer is not None
+    (found, known) = answer
+    assert known == end
+    try:
+        descriptor = decode_descriptor(bytes(packet[:16]), len(packet) + 8)
+        expected = decode_body(descriptor, bytes(packet[16 : descriptor.length]))
+    except MalformedPacket:
+        assert found == []
+        return
+    if len(expected.ranges) == 1 and expected.type is PacketType.GPA_DIRECT:
+        next_out = (start + descriptor.length + 8) % SIZE
+        head = (expected.type, expected.flags, expected.transaction_id, expected.payload)
+        assert found == [(*head, next_out, expected.ranges[0])]
+    elif found:
+        assert found[0][5] is None
+
+
+def test_a_range_of_many_pages_is_for_python() -> None:
+    view = page_view([memoryview(mmap.mmap(-1, 5 * 4096))])
+    for pages, ours in ((256, True), (300, False)):
+        packet = encode_packet(
+            PacketType.GPA_DIRECT, 1, b"", ranges=[GpaRange(pages * 4096, 0, tuple(range(pages)))]
+        )
+        view.write(4096, packet + encode_trailer(0))
+        answer = plain.read_ahead(view, 0, 0, len(packet) + 8, 1)
+        assert answer is not None
+        assert bool(answer[0]) is ours
 
 
 @pytest.mark.parametrize("word", [SIZE, 0xFFFF_FFF8, 12, 8])
