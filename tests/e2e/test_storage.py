@@ -125,7 +125,7 @@ async def test_a_guest_uses_disks_and_a_dvd(
         await run(vm, f"blkdiscard -o {8 * MIB} -l {4 * MIB} {rw}")
         expected[8 * MIB : 12 * MIB] = bytes(4 * MIB)
         assert allocated(paths["rw"]) <= before - 4 * MIB
-        assert await guest_md5(vm, rw) == md5(content(paths["rw"])) == md5(expected)
+        assert await guest_md5(vm, rw) == md5(content(paths["rw"])) == md5(bytes(expected))
 
         # Plugged, grown and pulled while the guest runs.
         await vm.control("disk.attach", lun=9, path=str(paths["added"]))

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT
 """A disk in a raw file or on a block device: preadv and pwritev on the guest's own memory.
 
-With the page cache, what is cached is read at once (RWF_NOWAIT) and the rest by a thread. With
+With the page cache, what can be done without waiting is done at once (RWF_NOWAIT: reads of what is
+cached, and on some file systems writes), and the rest by a thread. With
 ``direct`` (O_DIRECT) all goes to threads; a buffer of the guest's that is not aligned as the device
 wants it is copied. A flush is fdatasync(2), a write with FUA is pwritev2(2) with RWF_DSYNC: both
 end when the data is on stable storage, as far as the host's disk keeps its word.
@@ -93,6 +94,19 @@ class RawFile(Backend):
             # Some file systems have no such reads; other errors come once more, to a thread.
             if error.errno in _NOT_HERE:
                 self._now_reads = False
+            return False
+
+    def write_now(self, pieces: Pieces, offset: int, length: int) -> bool:
+        """See :class:`Backend`: into the page cache, where the file system can (XFS, Btrfs)."""
+        if not self._now_writes:
+            return False
+        try:
+            return os.pwritev(self._fd, pieces, offset, os.RWF_NOWAIT) == length
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            if error.errno in _NOT_HERE:
+                self._now_writes = False
             return False
 
     def read(self, pieces: Pieces, offset: int, done: Done) -> None:

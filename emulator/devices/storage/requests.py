@@ -50,7 +50,9 @@ _PLAIN_FLAGS: Final = 0x18
 """FUA and DPO; any other flag is for the engine."""
 _COMPLETE_IO: Final = _WORD.pack(Operation.COMPLETE_IO)
 _EXECUTE_SRB: Final = int(Operation.EXECUTE_SRB)
+_NO_ERROR: Final = bytes(4)
 _SUCCESS: Final = bytes((SrbStatus.SUCCESS, 0))
+_NO_SENSE: Final = bytes(1)
 
 
 class Requests:
@@ -188,7 +190,16 @@ def _complete(packet: IncomingPacket, srb: ScsiRequest, outcome: Outcome) -> Non
 def _done(request: bytes) -> bytes:
     """Return the completion of a request that moved all it asked for."""
     return b"".join(
-        (_COMPLETE_IO, request[4:8], bytes(4), request[12:14], _SUCCESS, request[16:64])
+        (
+            _COMPLETE_IO,
+            request[4:8],
+            _NO_ERROR,
+            request[12:14],
+            _SUCCESS,
+            request[16:21],
+            _NO_SENSE,
+            request[22:64],
+        )
     )
 
 
