@@ -41,7 +41,7 @@ class Backend(ABC):
 
     size: int
     read_only: bool
-    discard: ClassVar[bool] = False
+    discard: bool = False
     """Whether :meth:`unmap` gives anything back."""
     discard_zeroes: ClassVar[bool] = False
     """Whether what was given back reads as zeroes."""

@@ -62,7 +62,7 @@ class Controller:
         if backend.size < BLOCK:
             backend.close()
             raise DeviceStateError(
-                f"device {self.name}: LUN {options.lun}: {options.path} has {backend.size} bytes, "
+                f"device {self.name}: LUN {options.lun}: {options.what} has {backend.size} bytes, "
                 "which is not one block"
             )
         return Disk(identity, self.numbers, features(backend, options))
@@ -147,7 +147,7 @@ class Controller:
     def _ejected(self, lun: int) -> None:
         active = self.luns[lun]
         backend, active.backend = active.backend, None
-        active.options = msgspec.structs.replace(active.options, path="")
+        active.options = msgspec.structs.replace(active.options, path="", nbd="")
         if backend is not None:
             active.when_idle(backend.close)
 
@@ -211,7 +211,7 @@ class Controller:
         if number in self.luns and self.luns[number].options.medium is state.options.medium:
             active = self.luns[number]
             changed = active.options.medium is Medium.DVD and (
-                bool(active.options.path) != bool(state.options.path)
+                (active.backend is None) != (state.stamp is None)
             )
             if not changed:
                 return
@@ -231,11 +231,11 @@ class Controller:
             stamp = backend.stamp()
             if stamp.size != state.stamp.size:
                 problems.append(
-                    f"{what}: {active.options.path} has {stamp.size} bytes, the disk of the "
+                    f"{what}: {active.options.what} has {stamp.size} bytes, the disk of the "
                     f"snapshot had {state.stamp.size}"
                 )
             elif stamp.written_ns != state.stamp.written_ns and not active.options.is_read_only:
-                text = f"{what}: {active.options.path} was written after the snapshot was made"
+                text = f"{what}: {active.options.what} was written after the snapshot was made"
                 if active.options.allow_changed:
                     log.warning("%s; allow_changed is set", text)
                 else:

@@ -16,6 +16,7 @@ import msgspec
 
 from emulator.devices.base import DeviceStateError
 from emulator.devices.storage.backend import Backend, BackendError, NullBackend
+from emulator.devices.storage.nbd import NbdDisk, parse_uri
 from emulator.devices.storage.protocol import MAX_LUNS, StorVersion
 from emulator.devices.storage.rawfile import RawFile
 from emulator.devices.storage.scsi import BLOCK
@@ -36,14 +37,17 @@ Lun = Annotated[int, msgspec.Meta(ge=0, lt=MAX_LUNS)]
 
 
 class LunOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """One LUN. Exactly one of ``path`` and ``null_size`` says what is behind it; a DVD drive may
-    have neither, and is empty then.
+    """One LUN. Exactly one of ``path``, ``nbd`` and ``null_size`` says what is behind it; a DVD
+    drive may have none, and is empty then.
     """
 
     lun: Lun = 0
     medium: Medium = Medium.DISK
     path: str = ""
     """A raw image, an ISO, or a block device."""
+    nbd: str = ""
+    """An export of an NBD server, as nbd+unix:///NAME?socket=PATH: qcow2, VHDX and others, by
+    qemu-storage-daemon."""
     null_size: Annotated[int, msgspec.Meta(ge=0)] = 0
     """Bytes of a disk that keeps nothing, for measurements."""
     read_only: bool = False
@@ -60,14 +64,22 @@ class LunOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
-        if self.path and self.null_size:
-            raise ValueError("give either path or null_size")
-        if self.medium is Medium.DISK and not (self.path or self.null_size):
-            raise ValueError("a disk needs a path")
+        given = [bool(self.path), bool(self.nbd), bool(self.null_size)].count(True)
+        if given > 1:
+            raise ValueError("give one of path, nbd and null_size")
+        if self.medium is Medium.DISK and not given:
+            raise ValueError("a disk needs a path, or nbd")
+        if self.nbd:
+            parse_uri(self.nbd)
         if self.null_size % BLOCK:
             raise ValueError(f"null_size is not a multiple of {BLOCK}")
         if self.uuid:
             uuid.UUID(self.uuid)
+
+    @property
+    def what(self) -> str:
+        """What is behind it, for a person."""
+        return self.path or self.nbd or ("nothing" if not self.null_size else "a null disk")
 
     @property
     def is_read_only(self) -> bool:
@@ -78,6 +90,8 @@ class LunOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
         """Open what is behind the LUN, None for an empty drive; raises :class:`BackendError`."""
         if self.null_size:
             return NullBackend(self.null_size)
+        if self.nbd:
+            return NbdDisk(self.nbd, read_only=self.is_read_only)
         if not self.path:
             return None
         return RawFile(Path(self.path), read_only=self.is_read_only, direct=self.direct)

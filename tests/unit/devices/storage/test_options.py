@@ -21,8 +21,8 @@ pytestmark = pytest.mark.asyncio
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"luns": [{}]}, r"a disk needs a path - at `\$.luns\[0\]`"),
-        ({"luns": [{"path": "/x", "null_size": 512}]}, "either path or null_size"),
+        ({"luns": [{}]}, r"a disk needs a path, or nbd - at `\$.luns\[0\]`"),
+        ({"luns": [{"path": "/x", "null_size": 512}]}, "one of path, nbd and null_size"),
         ({"luns": [{"lun": 64, "path": "/x"}]}, r"`int` < 64|<= 63.*lun"),
         ({"luns": [{"path": "/x", "colour": 1}]}, "unknown field `colour`"),
         ({"luns": [{"path": "/x"}, {"path": "/y"}]}, "LUNs must differ: 0"),
@@ -36,6 +36,8 @@ pytestmark = pytest.mark.asyncio
         ({"luns": [{"path": "/x", "serial": "a b"}]}, "serial"),
         ({"max_version": "7.0"}, "there is no storage protocol '7.0'; known: 2.0, 4.2, 5.1"),
         ({"sub_channels": 65}, "sub_channels"),
+        ({"luns": [{"nbd": "nbd://host/x"}]}, "not of the form nbd.unix:///NAME.socket=PATH"),
+        ({"luns": [{"nbd": "nbd+unix:///x?socket=/no/where"}]}, "cannot be opened: No such file"),
         ({"luns": "disk.img"}, "Expected `array`"),
     ],
 )
