@@ -238,7 +238,8 @@ async def test_a_pause_names_what_a_server_does_not_answer(serve: Callable[..., 
     server.go_on.clear()
     number, _ = rig.begin(cdb10(0x2A, 8, 1), out=b"x" * 512)
     drained = rig.pause()
-    assert rig.device.pending() == ["LUN 0: WRITE_10 of 512 bytes at 4096"]
+    (held,) = rig.device.pause_waits_for()
+    assert held.endswith(": LUN 0: WRITE_10 of 512 bytes at 4096")
     rig.device.resume()
     server.go_on.set()
     assert rig.result(await rig.answer(number), []).good

@@ -63,7 +63,7 @@ async def test_a_kind_without_options_takes_none() -> None:
 async def test_a_host_is_made_with_options_and_refuses_bad_ones() -> None:
     good = DeviceConfig("disk", "scsi", options={"luns": [{"null_size": 4096}]})
     host = VmbusHost(HostConfig("vm", (good,)))
-    assert host.devices["disk"].pending() == []
+    assert host.devices["disk"].pause_waits_for() == []
     with pytest.raises(DeviceStateError, match="unknown field"):
         VmbusHost(HostConfig("vm", (DeviceConfig("disk", "scsi", options={"lun": []}),)))
 
