@@ -35,7 +35,7 @@ from emulator.kmcl.states import OutgoingState, Restore
 from emulator.kmcl.traffic import Traffic
 from emulator.ring import IncomingRing, OutgoingRing
 from emulator.wire.ntstatus import NtStatus
-from emulator.wire.packet import GpaRange, Packet
+from emulator.wire.packet import GpaRange
 
 Patcher = pytest.MonkeyPatch
 Items = Sequence[OutgoingPacket | QueuedCompletion]
@@ -408,18 +408,24 @@ def pause_does_not_wait(patch: Patcher) -> None:
 @mutation
 def delivered_after_the_pause(patch: Patcher) -> None:
     """A batch that is being read when the channel is paused is delivered to its end."""
-    original = Delivery.packet
+    packet = Delivery.packet
 
-    def deliver(self: Delivery, packet: Packet) -> bool:
-        result = original(self, packet)
-        channel = self._channel
-        if channel.queue is not Queue.ON and channel.traffic.incoming_ring is not None:
-            later = channel.traffic.incoming_ring.read()
-            if later is not None:
-                original(self, later)
-        return result
+    def and_the_next(name: str) -> None:
+        original = getattr(Delivery, name)
 
-    patch.setattr(Delivery, "packet", deliver)
+        def deliver(self: Delivery, *arguments: Any) -> bool:
+            result: bool = original(self, *arguments)
+            channel = self._channel
+            if channel.queue is not Queue.ON and channel.traffic.incoming_ring is not None:
+                later = channel.traffic.incoming_ring.read()
+                if later is not None:
+                    packet(self, later)
+            return result
+
+        patch.setattr(Delivery, name, deliver)
+
+    for name in ("packet", "plain", "ranged"):
+        and_the_next(name)
 
 
 @mutation
