@@ -160,7 +160,7 @@ class Traffic(Writer):
     def leave_unread(self, packet: IncomingPacket) -> bool:
         """Put the packet that is being delivered back; False if it is not to be read any more.
 
-        That is one of plain bytes, or one whose callback has returned.
+        That is one without external data, or one whose callback has returned.
         """
         if self._reading_at is None or self._incoming is None or packet not in self.held:
             return False
@@ -287,6 +287,8 @@ class Traffic(Writer):
         deliver, deliver_ranged = self._hooks.deliver_plain, self._hooks.deliver_ranged
         self._undisturbed = True
         for number, flags, transaction_id, payload, next_out, fields in packets:
+            # Only a packet with external data can be put back.
+            self._reading_at = None if fields is None else ring.mark()
             ring.consume(next_out)
             self._may_take -= 1
             if number == IN_BAND:
