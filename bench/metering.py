@@ -46,6 +46,9 @@ class Port:
         """There are no GPADLs."""
         raise KeyError(handle)
 
+    def memory_written(self, ranges: tuple[GpaRange, ...]) -> None:
+        """Nothing translates code here."""
+
     def external_data(self, ranges: tuple[GpaRange, ...]) -> list[memoryview]:
         """There is no external data."""
         return []

@@ -92,6 +92,9 @@ class Port:
         """There are no GPADLs."""
         raise KeyError(handle)
 
+    def memory_written(self, ranges: tuple[GpaRange, ...]) -> None:
+        """Nothing translates code here."""
+
     def external_data(self, ranges: tuple[GpaRange, ...]) -> list[memoryview]:
         """Return the guest's buffers, as the backend does (``emulator.machine.host``)."""
         return [piece for gpa_range in ranges for piece in self.memory.range(gpa_range)]

@@ -108,6 +108,9 @@ class Port:
         """Return the pages of one of :attr:`gpadls`."""
         return self.gpadls[handle]
 
+    def memory_written(self, ranges: tuple[GpaRange, ...]) -> None:
+        """Nothing translates code here."""
+
     def external_data(self, ranges: tuple[GpaRange, ...]) -> list[memoryview]:
         """Return slices of the few pages there are beside the rings, if they are there."""
         if not self.ram_is_there:

@@ -208,3 +208,6 @@ class ChannelPort(Protocol):
 
     def external_data(self, ranges: tuple[GpaRange, ...]) -> list[memoryview]:
         """Return the guest memory of GPA-direct ranges; raises GpaError, or ExternalDataPending."""
+
+    def memory_written(self, ranges: tuple[GpaRange, ...]) -> None:
+        """Do what has to be done before the guest learns that these ranges were written."""

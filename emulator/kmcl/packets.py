@@ -35,6 +35,7 @@ class IncomingPacket:
         "_channel",
         "_done",
         "_views",
+        "_writable",
         "completion_requested",
         "context",
         "external",
@@ -54,6 +55,7 @@ class IncomingPacket:
         self._channel = channel
         self._done = False
         self._views: list[memoryview] | None = None
+        self._writable = False
         self.payload: Final = payload
         self.external: Final = external
         """The ranges of a GPA-direct packet; empty for an in-band one."""
@@ -81,6 +83,8 @@ class IncomingPacket:
             raise
         if read_only:
             views = [view.toreadonly() for view in views]
+        else:
+            self._writable = True
         self._views = [*(self._views or ()), *views]
         return list(views)
 
@@ -152,6 +156,8 @@ class IncomingPacket:
             with contextlib.suppress(BufferError):
                 view.release()
         self._views = None
+        if self._writable:
+            self._channel.port.memory_written(self.external)
 
 
 class TimedPacket(IncomingPacket):

@@ -21,6 +21,7 @@ MAX_BODY: Final = 65_536
 MAX_MESSAGE_PAYLOAD: Final = 240
 MAX_REGIONS: Final = 64
 MAX_RESULT_TEXT: Final = 4_096
+MAX_CODE_RANGES: Final = 64
 
 _HEADER = struct.Struct("<IIII")
 _U32 = struct.Struct("<I")
@@ -30,6 +31,7 @@ _REGION = struct.Struct("<QQQ")
 _MESSAGE = struct.Struct("<IIII")
 _HELLO_REPLY = struct.Struct("<IIQ")
 _INTERRUPT = struct.Struct("<IIII")
+_CODE_RANGE = struct.Struct("<QQ")
 _RESULT = struct.Struct("<IIQII")
 
 
@@ -51,6 +53,7 @@ class Type(IntEnum):
     LOAD_STATE = 9
     REPLY = 10
     ERROR = 11
+    CODE_MAP = 12
     HELLO_REPLY = 64
     MEM_TABLE_DONE = 65
     RESET_DONE = 66
@@ -60,6 +63,7 @@ class Type(IntEnum):
     DEL_DOORBELL = 70
     ADD_INTERRUPT = 71
     DEL_INTERRUPT = 72
+    INVALIDATE_CODE = 73
 
 
 class Status(IntEnum):
@@ -78,6 +82,11 @@ class Feature(IntFlag):
 
     NONE = 0
     STATE = 1
+    CODE_MAP = 2
+
+
+FEATURES: Final = Feature.STATE | Feature.CODE_MAP
+"""What this backend takes of what a frontend offers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +180,13 @@ class Error:
     text: str
 
 
+@dataclass(frozen=True, slots=True)
+class CodeMap:
+    """A map of the pages that hold translated code: the byte of each region's first page."""
+
+    first: tuple[int, ...]
+
+
 FrontendMessage = (
     Hello
     | MemTable
@@ -183,6 +199,7 @@ FrontendMessage = (
     | LoadState
     | Reply
     | Error
+    | CodeMap
 )
 
 
@@ -261,6 +278,14 @@ class DelInterrupt:
     id: int
 
 
+@dataclass(frozen=True, slots=True)
+class InvalidateCode:
+    """Drop what has been translated of these pages: (index in the map, pages) of each stretch."""
+
+    cookie: int
+    ranges: tuple[tuple[int, int], ...]
+
+
 BackendMessage = (
     HelloReply
     | MemTableDone
@@ -271,6 +296,7 @@ BackendMessage = (
     | DelDoorbell
     | AddInterrupt
     | DelInterrupt
+    | InvalidateCode
 )
 
 
@@ -309,6 +335,9 @@ def pack(message: BackendMessage) -> bytes:
             return _frame(Type.ADD_INTERRUPT, message.cookie, body)
         case DelInterrupt():
             return _frame(Type.DEL_INTERRUPT, message.cookie, _U32.pack(message.id))
+        case InvalidateCode():
+            body = b"".join(_CODE_RANGE.pack(*stretch) for stretch in message.ranges)
+            return _frame(Type.INVALIDATE_CODE, message.cookie, body)
 
 
 def _frame(kind: Type, cookie: int, body: bytes) -> bytes:
@@ -332,11 +361,14 @@ def parse_header(data: bytes | memoryview) -> Header:
     return Header(Type(kind), size, cookie)
 
 
+_FDS: Final = {Type.STOP: 1, Type.SAVE_STATE: 2, Type.LOAD_STATE: 2, Type.CODE_MAP: 1}
+
+
 def fd_count(header: Header, body: bytes) -> int:
     """How many descriptors travel with this message (section 3.1)."""
     if header.type is Type.MEM_TABLE:
         return min(_U32.unpack_from(body)[0], MAX_REGIONS) if len(body) >= 4 else 0
-    return {Type.STOP: 1, Type.SAVE_STATE: 2, Type.LOAD_STATE: 2}.get(header.type, 0)
+    return _FDS.get(header.type, 0)
 
 
 def parse(header: Header, body: bytes) -> FrontendMessage:
@@ -355,7 +387,7 @@ def _parse_hello(_: Header, body: bytes) -> FrontendMessage:
         raise ValueError(f"version {version} is not {PROTOCOL_VERSION}")
     if not (vcpus and guest_window and post_window):
         raise ValueError("vcpus and windows must not be 0")
-    return Hello(version, vcpus, Feature(features & Feature.STATE), guest_window, post_window)
+    return Hello(version, vcpus, Feature(features & FEATURES), guest_window, post_window)
 
 
 def _parse_mem_table(_: Header, body: bytes) -> FrontendMessage:
@@ -369,6 +401,13 @@ def _parse_mem_table(_: Header, body: bytes) -> FrontendMessage:
             raise ValueError("regions overlap or are not in ascending order")
         end = region.gpa + region.size
     return MemTable(regions)
+
+
+def _parse_code_map(_: Header, body: bytes) -> FrontendMessage:
+    count, reserved = struct.unpack_from("<II", body)
+    if reserved or not 1 <= count <= MAX_REGIONS or len(body) != 8 + count * _U64.size:
+        raise ValueError(f"{count} regions do not fit the size")
+    return CodeMap(tuple(first for (first,) in _U64.iter_unpack(body[8:])))
 
 
 def _parse_guest_message(_: Header, body: bytes) -> FrontendMessage:
@@ -411,6 +450,7 @@ _PARSERS: Final[dict[int, _Parser]] = {
     Type.SAVE_STATE: lambda _, body: SaveState(_u64(body)),
     Type.LOAD_STATE: lambda _, body: LoadState(_u64(body)),
     Type.REPLY: lambda header, body: Reply(header.cookie, Status(_u32(body))),
+    Type.CODE_MAP: _parse_code_map,
     Type.ERROR: lambda _, body: Error(body.decode("utf-8", "replace")),
 }
 

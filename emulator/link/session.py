@@ -16,24 +16,26 @@ import select
 import socket
 import zlib
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol, assert_never
 
 import msgspec
 
 from emulator.link.protocol import (
+    MAX_CODE_RANGES,
     AddDoorbell,
     AddInterrupt,
+    CodeMap,
     DelDoorbell,
     DelInterrupt,
     Error,
-    Feature,
     FromGuest,
     FrontendMessage,
     GuestMessageDone,
     Hello,
     HelloReply,
+    InvalidateCode,
     LoadState,
     MemTable,
     MemTableDone,
@@ -53,6 +55,11 @@ from emulator.link.protocol import (
 from emulator.link.transport import Transport, close_fds
 
 log = logging.getLogger(__name__)
+
+_STOPPED: Final = b"\1"
+_CODE_WRITTEN: Final = b"\2"
+_CODE_SECONDS: Final = 5.0
+"""QEMU's main loop answers within a millisecond, unless something is badly wrong with it."""
 
 HV_MESSAGE_TYPE_VMBUS: Final = 1
 """HvMessage type of every VMBus message to a guest (vmbus-constants: SynIC plumbing)."""
@@ -78,6 +85,13 @@ class SessionHandler(Protocol):
 
         The descriptors are closed by the session after the call. Raises OSError or ValueError if a
         region cannot be mapped; the connection ends then.
+        """
+
+    def code_map_changed(self, first: tuple[int, ...], fd: int) -> None:
+        """Take the map of translated code for the table of memory that came before.
+
+        ``first`` are the bytes of the regions' first pages. The descriptor is closed by the session
+        after the call. Raises OSError or ValueError if it cannot be used; the connection ends then.
         """
 
     def reset(self) -> None:
@@ -131,6 +145,7 @@ class Session:
         self._sent: dict[int, Post] = {}
         self._waiting: deque[Post] = deque()
         self._requests: dict[int, _Request] = {}
+        self._code_written = False
 
     @property
     def vcpus(self) -> int:
@@ -190,6 +205,32 @@ class Session:
         """Forget an interrupt."""
         self._request(DelInterrupt(self._next_cookie(), ident), f"interrupt {ident}")
 
+    def invalidate_code(self, stretches: Sequence[tuple[int, int]]) -> None:
+        """Have QEMU drop what it has translated of pages that were written, and wait for that.
+
+        The stretches are (index in the map, pages). The event loop stands still meanwhile: the
+        guest must not learn of the write before. While the virtual CPUs are being stopped QEMU does
+        not read; the answer to its STOP tells it then.
+        """
+        for start in range(0, len(stretches), MAX_CODE_RANGES):
+            batch = tuple(stretches[start : start + MAX_CODE_RANGES])
+            if not self._running:
+                self._code_written = True
+                return
+            cookie = self._next_cookie()
+            self._transport.send(InvalidateCode(cookie, batch))
+
+            def wanted(message: FrontendMessage, cookie: int = cookie) -> bool:
+                match message:
+                    case Reply():
+                        return message.cookie == cookie
+                    case _:
+                        return isinstance(message, Stop)
+
+            if isinstance(self._transport.wait_for(wanted, _CODE_SECONDS), Stop):
+                self._code_written = True
+                return
+
     def _request(
         self,
         message: AddDoorbell | DelDoorbell | AddInterrupt | DelInterrupt,
@@ -226,7 +267,7 @@ class Session:
         A doorbell and the socket are two ways: a guest may use memory that was plugged before the
         event loop has come to the table that names it. So ask here before memory is refused.
         """
-        return self._transport.deliver_early(MemTable)
+        return self._transport.deliver_early(MemTable, CodeMap)
 
     # From the frontend.
 
@@ -239,7 +280,7 @@ class Session:
             case Hello():
                 self._vcpus = message.vcpus
                 self._post_window = message.post_window
-                self._transport.send(HelloReply(message.features & Feature.STATE))
+                self._transport.send(HelloReply(message.features))
             case MemTable():
                 self._map(message, fds)
             case Reset():
@@ -262,6 +303,8 @@ class Session:
                 self._load(message.size, *fds)
             case Reply():
                 self._replied(message)
+            case CodeMap():
+                self._map_code(message, fds)
             case Error():
                 raise ProtocolError(f"QEMU refused what this backend sent: {message.text}")
             case _:
@@ -282,6 +325,14 @@ class Session:
             close_fds(fds)
         self._transport.send(MemTableDone(Status.DONE))
 
+    def _map_code(self, message: CodeMap, fds: list[int]) -> None:
+        try:
+            self._handler.code_map_changed(message.first, fds[0])
+        except (OSError, ValueError) as error:
+            raise ProtocolError(f"cannot use the map of code: {error}") from error
+        finally:
+            close_fds(fds)
+
     def _reset(self, epoch: int) -> None:
         self._epoch = epoch
         self._sent.clear()
@@ -298,7 +349,8 @@ class Session:
         def stopped() -> None:
             # A frontend that no longer waits has closed its end.
             with contextlib.suppress(BrokenPipeError):
-                os.write(pipe, b"\1")
+                os.write(pipe, _CODE_WRITTEN if self._code_written else _STOPPED)
+            self._code_written = False
             os.close(pipe)
 
         self._handler.stopping(stopped)

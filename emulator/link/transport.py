@@ -16,7 +16,9 @@ import asyncio
 import contextlib
 import itertools
 import os
+import select
 import socket
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import Final, Protocol
@@ -164,8 +166,8 @@ class Transport:
             if sent is not None:
                 sent()
 
-    def deliver_early(self, kind: type[FrontendMessage]) -> bool:
-        """Take what waits on the socket and deliver the messages of ``kind`` now, out of turn.
+    def deliver_early(self, *kinds: type[FrontendMessage]) -> bool:
+        """Take what waits on the socket and deliver the messages of ``kinds`` now, out of turn.
 
         The others, and the end of the connection, are delivered as ever, by the event loop. Returns
         whether there was any.
@@ -173,8 +175,8 @@ class Transport:
         if self._closed:
             return False
         self._receive()
-        early = [item for item in self._ready if isinstance(item[0], kind)]
-        self._ready = deque(item for item in self._ready if not isinstance(item[0], kind))
+        early = [item for item in self._ready if isinstance(item[0], kinds)]
+        self._ready = deque(item for item in self._ready if not isinstance(item[0], kinds))
         for message, fds in early:
             if self._ended:
                 close_fds(fds)
@@ -184,6 +186,32 @@ class Transport:
             # The socket need not become readable again for these.
             self._loop.call_soon(self._deliver)
         return bool(early)
+
+    def wait_for(
+        self, wanted: Callable[[FrontendMessage], bool], seconds: float
+    ) -> FrontendMessage | None:
+        """Block until a message that is ``wanted`` has come, and return it, out of turn.
+
+        It and the others are delivered as ever, by the event loop, which stands still meanwhile.
+        None if the connection ends first; it is ended if that takes more than ``seconds``.
+        """
+        deadline = time.monotonic() + seconds
+        poll = select.poll()
+        looked_at = 0
+        while not (self._closed or self._ended):
+            self.flush()
+            for message, _ in itertools.islice(self._ready, looked_at, None):
+                if wanted(message):
+                    self._loop.call_soon(self._deliver)
+                    return message
+            looked_at = len(self._ready)
+            poll.register(self._sock, select.POLLIN | (select.POLLOUT if self._outbox else 0))
+            if not poll.poll(max(deadline - time.monotonic(), 0) * 1000):
+                self._end(ProtocolError(f"the frontend did not answer within {seconds:.0f} s"))
+                break
+            self._receive()
+        self._loop.call_soon(self._deliver)
+        return None
 
     def _readable(self) -> None:
         self._receive()

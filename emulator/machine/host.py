@@ -61,7 +61,15 @@ from emulator.machine.monitor import DEFAULT_LATENCY, monitored_channels
 from emulator.machine.signals import STUCK_SECONDS, GuestSignals, looks_stuck
 from emulator.machine.slots import PAGE, Slot, Slots
 from emulator.machine.tracing import Tracing
-from emulator.memory import ATOMIC, GpaError, GuestMemory, MemoryMapError, PageView, RamRegion
+from emulator.memory import (
+    ATOMIC,
+    CodeMap,
+    GpaError,
+    GuestMemory,
+    MemoryMapError,
+    PageView,
+    RamRegion,
+)
 from emulator.ring import IncomingRing, OutgoingRing
 from emulator.trace.record import Event
 from emulator.wire.ntstatus import NtStatus
@@ -86,6 +94,7 @@ class VmbusHost:
         self._log = vm_logger(log, config.vm)
         self._session: Session | None = None
         self._memory = GuestMemory()
+        self._code: CodeMap | None = None
         self._deferred: deque[DeferredMessage] = deque()
         self._foreign = 0
         self._pumping = False
@@ -193,6 +202,16 @@ class VmbusHost:
         self._log.info("the guest has %d MiB of memory", self._memory.size >> 20)
         if self._session is not None:
             poll_for(self._config.poll_us, self._session.vcpus)
+
+    def code_map_changed(self, first: tuple[int, ...], fd: int) -> None:
+        """Learn where QEMU notes which pages hold translated code."""
+        if self._code is not None:
+            self._code.close()
+        regions = [
+            (gpa, size, index)
+            for (gpa, size), index in zip(self._memory.regions, first, strict=True)
+        ]
+        self._code = CodeMap(fd, regions)
 
     def reset(self) -> None:
         """Close every channel and forget the guest; offers stay."""
@@ -362,6 +381,9 @@ class VmbusHost:
             self.stopping(lambda: None)
         self.reset()
         self._memory.close()
+        if self._code is not None:
+            self._code.close()
+            self._code = None
         self.frontend_gone()
 
     # ChannelPort: what the channels do.
@@ -428,6 +450,8 @@ class VmbusHost:
     def gpadl_pages(self, channel: ServerChannel, handle: int) -> PageView:
         """Return the pages of a GPADL of the channel; raises KeyError."""
         ranges = self._slots.by_channel[channel].gpadls[handle]
+        # A driver does not run code out of its buffers, but it may have been there before.
+        self.memory_written(tuple(ranges))
         return self._memory.pages([pfn for gpa_range in ranges for pfn in gpa_range.pfns])
 
     def external_data(self, ranges: tuple[GpaRange, ...]) -> list[memoryview]:
@@ -439,6 +463,13 @@ class VmbusHost:
             if self._session is None or not self._session.refresh_memory():
                 raise
         return self._slices(ranges)
+
+    def memory_written(self, ranges: tuple[GpaRange, ...]) -> None:
+        """Have QEMU drop what it has translated of these pages, if it has translated any."""
+        if self._code is None or self._session is None:
+            return
+        if stretches := self._code.holding(ranges):
+            self._session.invalidate_code(stretches)
 
     def _slices(self, ranges: tuple[GpaRange, ...]) -> list[memoryview]:
         return [piece for gpa_range in ranges for piece in self._memory.range(gpa_range)]
@@ -518,6 +549,8 @@ class VmbusHost:
     def _open(self, slot: Slot, params: OpenParams) -> None:
         try:
             incoming, outgoing = self._rings(slot, params)
+            pfns = tuple(params.ring_pfns)
+            self.memory_written((GpaRange(len(pfns) * PAGE, 0, pfns),))
             ok = slot.channel.port_opened(incoming, outgoing).is_success
         except GpaError as error:
             self._blame(f"channel {params.channel_id}: bad ring: {error}")

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from emulator.memory.view import PageView, page_view
 from emulator.wire.packet import PAGE_SIZE, GpaRange, spanned_pages
 
-__all__ = ["GpaError", "GuestMemory", "MemoryMapError", "RamRegion"]
+__all__ = ["GpaError", "GuestMemory", "MemoryMapError", "RamRegion", "page_runs"]
 
 
 class GpaError(Exception):
@@ -186,7 +186,7 @@ class GuestMemory:
         segment.
         """
         segments: list[memoryview] = []
-        for first, count in _runs(pfns):
+        for first, count in page_runs(pfns):
             segments += self.slices(first * PAGE_SIZE, count * PAGE_SIZE)
         return self._view(segments)
 
@@ -200,7 +200,7 @@ class GuestMemory:
         if not 0 <= offset < PAGE_SIZE or spanned_pages(offset, left) != len(gpa_range.pfns):
             raise ValueError(f"a GPA range that contradicts itself: {gpa_range}")
         pieces: list[memoryview] = []
-        for first, count in _runs(gpa_range.pfns):
+        for first, count in page_runs(gpa_range.pfns):
             length = min(count * PAGE_SIZE - offset, left)
             pieces += self.slices(first * PAGE_SIZE + offset, length)
             left -= length
@@ -252,7 +252,7 @@ def _map_region(region: RamRegion, fd: int, file: tuple[int, int]) -> _Mapping:
     return _Mapping(region, file, mapping, memoryview(mapping)[skip : skip + region.size])
 
 
-def _runs(pfns: Iterable[int]) -> list[tuple[int, int]]:
+def page_runs(pfns: Iterable[int]) -> list[tuple[int, int]]:
     """Return (first, count) for each stretch of consecutive page numbers."""
     runs: list[tuple[int, int]] = []
     first = count = 0

@@ -11,9 +11,9 @@ import zlib
 from dataclasses import dataclass
 
 HELLO, MEM_TABLE, RESET, RESUME, STOP, GUEST_MESSAGE, POST_STATUS = range(1, 8)
-SAVE_STATE, LOAD_STATE, REPLY, ERROR = range(8, 12)
+SAVE_STATE, LOAD_STATE, REPLY, ERROR, CODE_MAP = range(8, 13)
 HELLO_REPLY, MEM_TABLE_DONE, RESET_DONE, POST_MESSAGE, GUEST_MESSAGE_DONE = range(64, 69)
-ADD_DOORBELL, DEL_DOORBELL, ADD_INTERRUPT, DEL_INTERRUPT = range(69, 73)
+ADD_DOORBELL, DEL_DOORBELL, ADD_INTERRUPT, DEL_INTERRUPT, INVALIDATE_CODE = range(69, 74)
 
 _FDS = {ADD_DOORBELL: 1, ADD_INTERRUPT: 1}
 
@@ -47,6 +47,10 @@ class ModelFrontend:
         self.ram = os.memfd_create("model-ram")
         os.ftruncate(self.ram, ram_size)
         self.epoch = 0
+        self.features = 1
+
+    def close_socket(self) -> None:
+        self._sock.close()
 
     def close(self) -> None:
         self._sock.close()
@@ -63,7 +67,7 @@ class ModelFrontend:
         self.send_raw(struct.pack("<IIII", kind, 1, len(body), cookie) + body, fds)
 
     def hello(self) -> None:
-        self.send(HELLO, struct.pack("<IIQII", 1, 2, 1, 8, self.post_window))
+        self.send(HELLO, struct.pack("<IIQII", 1, 2, self.features, 8, self.post_window))
         self.mem_table((0, self.ram_size, 0, self.ram))
         self.reset()
 
@@ -122,7 +126,8 @@ class ModelFrontend:
             assert len(fds) == count
             self._queue.append(Got(kind, cookie, body, fds))
 
-    async def stop(self) -> None:
+    async def stop(self) -> bytes:
+        """Stop the backend; returns what it answers."""
         answer, end = os.pipe()
         self.send(STOP, fds=(end,))
         os.close(end)
@@ -130,6 +135,15 @@ class ModelFrontend:
         stopped = os.read(answer, 2)
         os.close(answer)
         assert stopped, "the pipe was closed without an answer"
+        return stopped
+
+    def code_map(self, *first: int, size: int) -> None:
+        """Send a map of ``size`` bytes with the bytes of the regions' first pages."""
+        fd = os.memfd_create("code")
+        os.ftruncate(fd, size)
+        body = struct.pack(f"<II{len(first)}Q", len(first), 0, *first)
+        self.send(CODE_MAP, body, fds=(fd,))
+        os.close(fd)
 
     async def save(self, max_size: int = 1 << 20) -> tuple[int, bytes, str]:
         """Return status, state and text of a SAVE_STATE; checks size and CRC as QEMU does."""

@@ -110,7 +110,7 @@ class Requests:
         ):
             return False
         try:
-            pieces = packet.external_data()
+            pieces = packet.external_data(read_only=not reads)
         except GpaError:
             return False
         payload = packet.payload

@@ -30,6 +30,7 @@ class Handler:
         self.refuse = ""
         self.stop_done: Callable[[], None] | None = None
         self.hold_stop = False
+        self.held = asyncio.Event()
         self.lost: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
 
     def memory_changed(self, regions: tuple[Region, ...], fds: list[int]) -> None:
@@ -38,6 +39,11 @@ class Handler:
         assert [os.fstat(fd).st_size for fd in fds] == [region.size for region in regions]
         self.regions = regions
         self.events.append("memory")
+
+    def code_map_changed(self, first: tuple[int, ...], fd: int) -> None:
+        if self.refuse:
+            raise ValueError(self.refuse)
+        self.events.append(("code map", first, os.fstat(fd).st_size))
 
     def reset(self) -> None:
         self.events.append("reset")
@@ -55,6 +61,7 @@ class Handler:
         self.events.append("stopping")
         if self.hold_stop:
             self.stop_done = done
+            self.held.set()
         else:
             done()
 
@@ -102,6 +109,92 @@ async def test_handshake_maps_memory_and_acknowledges_each_epoch(rig: Rig) -> No
     assert (await rig.frontend.expect(fe.RESET_DONE)).words == (2,)
     assert rig.handler.regions == (Region(0, rig.frontend.ram_size, 0),)
     assert rig.handler.events == ["memory", "reset", "reset"]
+
+
+@pytest.mark.parametrize(("offered", "taken"), [(1, 1), (2, 2), (3, 3), (0xFF, 3)])
+async def test_of_the_features_offered_those_that_are_known_are_taken(
+    rig: Rig, offered: int, taken: int
+) -> None:
+    rig.frontend.features = offered
+    rig.frontend.hello()
+    reply = await rig.frontend.expect(fe.HELLO_REPLY)
+    assert struct.unpack("<IIQ", reply.body) == (1, 0, taken)
+
+
+async def test_the_map_of_code_is_handed_over_with_the_memory_it_is_for(rig: Rig) -> None:
+    await rig.frontend.handshake()
+    rig.frontend.code_map(0x40, size=0x2000)
+    rig.frontend.reset()
+    await rig.frontend.expect(fe.RESET_DONE)
+    assert ("code map", (0x40,), 0x2000) in rig.handler.events
+
+
+async def test_a_map_of_code_that_does_not_fit_ends_the_connection(rig: Rig) -> None:
+    await rig.frontend.handshake()
+    rig.handler.refuse = "it is too short"
+    rig.frontend.code_map(0, size=1)
+    assert "too short" in str(await rig.handler.lost)
+
+
+async def test_pages_with_code_are_named_and_the_answer_is_waited_for(rig: Rig) -> None:
+    await rig.frontend.handshake()
+    rig.frontend.send(fe.RESUME)
+    rig.frontend.guest_message(b"first")
+    rig.frontend.reset()
+    await rig.frontend.expect(fe.RESET_DONE)
+    # The answers are there already; what comes before them is delivered afterwards, in order.
+    rig.frontend.guest_message(b"second")
+    rig.frontend.status(fe.REPLY, 1)
+    rig.frontend.guest_message(b"third")
+    rig.frontend.status(fe.REPLY, 2)
+    stretches = [(number, number + 1) for number in range(70)]
+    rig.session.invalidate_code(stretches)
+    assert (4, b"second") not in rig.handler.events
+    asked = [await rig.frontend.expect(fe.INVALIDATE_CODE) for _ in range(2)]
+    assert [got.cookie for got in asked] == [1, 2]
+    assert [pair for got in asked for pair in struct.iter_unpack("<QQ", got.body)] == stretches
+    assert len(asked[0].body) == 64 * 16
+    rig.frontend.reset()
+    await rig.frontend.expect(fe.RESET_DONE)
+    assert rig.handler.events[-3:] == [(4, b"second"), (4, b"third"), "reset"]
+
+
+async def test_a_stop_that_crosses_the_question_is_told_in_its_answer(rig: Rig) -> None:
+    await rig.frontend.handshake()
+    rig.frontend.send(fe.RESUME)
+    rig.frontend.reset()
+    await rig.frontend.expect(fe.RESET_DONE)
+    stop = asyncio.create_task(rig.frontend.stop())
+    await asyncio.sleep(0)
+    rig.session.invalidate_code([(1, 1)])
+    assert await stop == b"\2"
+    await rig.frontend.expect(fe.INVALIDATE_CODE)
+    # The late answer is to nobody; the next stop knows nothing of it.
+    rig.frontend.status(fe.REPLY, 1)
+    rig.frontend.send(fe.RESUME)
+    assert await rig.frontend.stop() == b"\1"
+
+
+async def test_while_stopping_qemu_is_told_and_not_asked(rig: Rig) -> None:
+    await rig.frontend.handshake()
+    rig.frontend.send(fe.RESUME)
+    rig.handler.hold_stop = True
+    stop = asyncio.create_task(rig.frontend.stop())
+    await rig.handler.held.wait()
+    rig.session.invalidate_code([(1, 1)])
+    assert rig.handler.stop_done is not None
+    rig.handler.stop_done()
+    assert await stop == b"\2"
+
+
+async def test_a_frontend_that_goes_away_meanwhile_is_noticed(rig: Rig) -> None:
+    await rig.frontend.handshake()
+    rig.frontend.send(fe.RESUME)
+    rig.frontend.reset()
+    await rig.frontend.expect(fe.RESET_DONE)
+    rig.frontend.close_socket()
+    rig.session.invalidate_code([(1, 1)])
+    await rig.handler.lost
 
 
 def _dimm(size: int) -> int:

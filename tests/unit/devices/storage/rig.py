@@ -85,6 +85,9 @@ class Port:
     def gpadl_pages(self, channel: ServerChannel, handle: int) -> PageView:
         raise KeyError(handle)
 
+    def memory_written(self, ranges: tuple[GpaRange, ...]) -> None:
+        """Nothing translates code here."""
+
     def external_data(self, ranges: tuple[GpaRange, ...]) -> list[memoryview]:
         return [piece for each in ranges for piece in self.memory.range(each)]
 
