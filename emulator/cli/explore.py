@@ -33,6 +33,15 @@ def explore(
             help="this run, in place of a drawn one; its cuts are the restores (--show prints one)"
         ),
     ] = "",
+    given: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--with",
+            metavar="WORD",
+            help="play all runs with pipe, force-new, or SWITCH=READING (docs/kmcl.md), in place "
+            "of what their seeds draw",
+        ),
+    ] = None,
     show: Annotated[bool, typer.Option("--show", help="print the run and play nothing")] = False,
 ) -> None:
     """Save and restore a channel at every boundary of run after run of the model guest.
@@ -42,16 +51,27 @@ def explore(
     """
     from emulator.cli.asking import fail
     from emulator.conformance import explorer
-    from emulator.conformance.steps import BadRun, Cut, draw_run, format_run, parse_run
+    from emulator.conformance.drawing import draw_run
+    from emulator.conformance.steps import (
+        BadRun,
+        Cut,
+        With,
+        format_run,
+        parse_run,
+        setup_of,
+        steps_of,
+    )
 
+    played_with = tuple(With(word) for word in given or ())
     try:
-        run = parse_run(steps) if steps else list(draw_run(seed))
+        setup_of(played_with)
+        run = [*played_with, *parse_run(steps)] if steps else list(draw_run(seed, played_with))
         plain = [item for item in run if not isinstance(item, Cut)]
         if at and len(plain) < len(run):
             raise BadRun("these steps have cuts already; give --at or cuts, not both")
         if at:
             run = list(explorer.with_cut(plain, seed, at))
-        if not plain:
+        if not steps_of(plain):
             raise BadRun("there is no step in --steps")
     except BadRun as error:
         fail(str(error))
@@ -60,13 +80,13 @@ def explore(
         return
     began = time.monotonic()
     if at or len(plain) < len(run):
-        exploration = explorer.explore_one(run, None if steps else seed, at)
+        exploration = explorer.explore_one(run, None if steps else seed, at, played_with)
     else:
         with _progress(None if steps else points) as progress:
             if steps:
                 exploration = explorer.explore_steps(plain, seed, progress)
             else:
-                exploration = explorer.explore(seed, points, progress)
+                exploration = explorer.explore(seed, points, progress, played_with)
     seconds = time.monotonic() - began
     rate = exploration.points / seconds * 60 if seconds else 0
     print(

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
+from emulator.conformance.drawing import draw_cut, draw_run
 from emulator.conformance.ledger import Violation
 from emulator.conformance.play import Play
 from emulator.conformance.server import Arena
@@ -21,13 +22,15 @@ from emulator.conformance.steps import (
     ARGUMENTS,
     BadRun,
     Cut,
+    Item,
     Mode,
     Run,
     Signals,
     Step,
-    draw_cut,
-    draw_run,
+    With,
     format_run,
+    setup_of,
+    steps_of,
 )
 
 COMMAND: Final = "vmbus conformance explore"
@@ -46,15 +49,18 @@ class Failure:
     """None for a run that was given by its steps."""
     at: str
     """The restore point, ``STEP.AFTER`` or ``all``; empty for a run without one."""
-    run: tuple[Step | Cut, ...]
+    run: tuple[Item, ...]
     violation: Violation
+    given: tuple[With, ...] = ()
+    """What the run was to be played with, in place of what its seed draws."""
 
     @property
     def command(self) -> str:
         """A command that plays it again."""
         if self.seed is None:
             return f"{COMMAND} --steps {shlex.quote(format_run(self.run))}"
-        return f"{COMMAND} --seed {self.seed} --at {self.at or 'none'}"
+        given = "".join(f" --with {item.word}" for item in self.given)
+        return f"{COMMAND} --seed {self.seed} --at {self.at or 'none'}{given}"
 
 
 @dataclass
@@ -66,18 +72,20 @@ class Exploration:
     failure: Failure | None = None
 
 
-def with_cut(steps: Sequence[Step], seed: int, at: str) -> tuple[Step | Cut, ...]:
+def with_cut(run: Run, seed: int, at: str) -> tuple[Item, ...]:
     """Put the restore of the point ``at`` into a run; raises :class:`BadRun` for no such step."""
+    settings = tuple(item for item in run if isinstance(item, With))
+    steps = steps_of(run)
     if at == "none":
-        return tuple(steps)
+        return tuple(run)
     if at == EVERYWHERE:
-        return tuple(
+        return settings + tuple(
             item for number, step in enumerate(steps) for item in (draw_cut(seed, number, 0), step)
         )
     number, after = _parse_point(at)
     if number >= len(steps):
         raise BadRun(f"point {at}: the run has steps 0 to {len(steps) - 1}")
-    return (*steps[:number], draw_cut(seed, number, after), *steps[number:])
+    return (*settings, *steps[:number], draw_cut(seed, number, after), *steps[number:])
 
 
 def _parse_point(at: str) -> tuple[int, int]:
@@ -89,12 +97,17 @@ def _parse_point(at: str) -> tuple[int, int]:
     return int(number), int(after or "0")
 
 
-def play(run: Run, arena: Arena | None = None) -> list[int]:
+def arenas() -> list[Arena]:
+    """Make the memory of a primary and of its sub-channel; one pair serves run after run."""
+    return [Arena(), Arena()]
+
+
+def play(run: Run, memory: Sequence[Arena] = ()) -> list[int]:
     """Play a run with the cuts that are in it; raises :class:`Violation`.
 
     Returns, for each step, how many points there are in it beside the one before it.
     """
-    return Play(arena or Arena()).play(run)
+    return Play(memory or arenas(), setup_of(run)).play(run)
 
 
 def points_of(found: Sequence[int]) -> Iterator[str]:
@@ -107,24 +120,24 @@ def points_of(found: Sequence[int]) -> Iterator[str]:
 
 
 def explore_run(
-    steps: Sequence[Step],
+    plain: Run,
     cut_seed: int,
-    arena: Arena,
+    memory: Sequence[Arena],
     exploration: Exploration,
     limit: int,
     progress: Callable[[Exploration], None],
-) -> tuple[str, tuple[Step | Cut, ...], Violation] | None:
+) -> tuple[str, tuple[Item, ...], Violation] | None:
     """Restore at each point of one run, until one fails or there are ``limit`` in all."""
     exploration.runs += 1
     at = ""
-    run: tuple[Step | Cut, ...] = tuple(steps)
+    run: tuple[Item, ...] = tuple(plain)
     try:
-        found = play(run, arena)
+        found = play(run, memory)
         for at in points_of(found):
             if exploration.points >= limit:
                 break
-            run = with_cut(steps, cut_seed, at)
-            play(run, arena)
+            run = with_cut(plain, cut_seed, at)
+            play(run, memory)
             exploration.points += 1
             progress(exploration)
     except Violation as violation:
@@ -137,40 +150,46 @@ def _nothing(_: Exploration) -> None:
 
 
 def explore(
-    seed: int, points: int, progress: Callable[[Exploration], None] = _nothing
+    seed: int,
+    points: int,
+    progress: Callable[[Exploration], None] = _nothing,
+    given: tuple[With, ...] = (),
 ) -> Exploration:
-    """Explore runs from ``seed`` on until ``points`` restores have gone well, or one has not."""
-    arena = Arena()
+    """Explore runs from ``seed`` on until ``points`` restores have gone well, or one has not.
+
+    They are played with ``given``, or, without, each with what its seed draws.
+    """
+    memory = arenas()
     exploration = Exploration()
     while exploration.points < points:
-        failed = explore_run(draw_run(seed), seed, arena, exploration, points, progress)
+        failed = explore_run(draw_run(seed, given), seed, memory, exploration, points, progress)
         if failed is not None:
-            exploration.failure = Failure(seed, *failed)
+            exploration.failure = Failure(seed, *failed, given)
             break
         seed += 1
     return exploration
 
 
 def explore_steps(
-    steps: Sequence[Step], seed: int, progress: Callable[[Exploration], None] = _nothing
+    plain: Run, seed: int, progress: Callable[[Exploration], None] = _nothing
 ) -> Exploration:
     """Explore every point of one run that was given by its steps; ``seed`` draws the restores."""
     exploration = Exploration()
-    failed = explore_run(steps, seed, Arena(), exploration, 1 << 62, progress)
+    failed = explore_run(plain, seed, arenas(), exploration, 1 << 62, progress)
     if failed is not None:
         _, run, violation = failed
         exploration.failure = Failure(None, "", run, violation)
     return exploration
 
 
-def explore_one(run: Run, seed: int | None, at: str) -> Exploration:
+def explore_one(run: Run, seed: int | None, at: str, given: tuple[With, ...] = ()) -> Exploration:
     """Play one run as it is; ``seed`` (None: it was given by its steps) and ``at`` name it."""
     exploration = Exploration(runs=1)
     try:
         play(run)
         exploration.points = sum(isinstance(item, Cut) for item in run)
     except Violation as violation:
-        exploration.failure = Failure(seed, at, tuple(run), violation)
+        exploration.failure = Failure(seed, at, tuple(run), violation, given)
     return exploration
 
 
@@ -186,16 +205,16 @@ class _Shrinker:
     def __init__(self, failure: Failure) -> None:
         self.best = list(failure.run)
         self.violation = failure.violation
-        self._arena = Arena()
+        self._memory = arenas()
         self._tries = 0
 
-    def fails(self, run: list[Step | Cut]) -> bool:
+    def fails(self, run: list[Item]) -> bool:
         """Play a smaller run; keep it if it fails."""
         if self._tries >= SHRINK_LIMIT:
             return False
         self._tries += 1
         try:
-            Play(self._arena).play(run)
+            play(run, self._memory)
         except Violation as violation:
             self.best, self.violation = run, violation
             return True
@@ -233,9 +252,12 @@ class _Shrinker:
         return changed
 
 
-def _simpler(item: Step | Cut) -> Iterator[Step | Cut]:
+def _simpler(item: Item) -> Iterator[Item]:
     """Return simpler items, the simplest first."""
     match item:
+        case With():
+            # It is left out, or it matters.
+            pass
         case Cut():
             if item.sizes:
                 yield replace(item, sizes=0)

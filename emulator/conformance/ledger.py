@@ -78,6 +78,11 @@ def blob(number: int) -> bytes:
     return number.to_bytes(8, "little") + bytes([number * 3 & 0xFF]) * (number * 37 % 120)
 
 
+def framed(message: bytes) -> bytes:
+    """Return what a packet of a pipe carries for a message: type 1, its size, itself."""
+    return b"\1\0\0\0" + len(message).to_bytes(4, "little") + message
+
+
 def number_of(data: bytes) -> int:
     """Return the number that each payload begins with."""
     return int.from_bytes(data[:8], "little")
@@ -144,6 +149,22 @@ class Ledger:
     """What RAM must look like."""
     slots: set[int] = field(default_factory=set)
     """Pages of RAM that belong to a GPA-direct request."""
+    unowned: set[int] = field(default_factory=set)
+    """Packets that a restore has taken from the VSP: their routines do not run any more."""
+    pipe: bool = False
+    retired: NtStatus = NtStatus.DEVICE_REMOVED
+    """The status of packets that end with the connection."""
+    strays: int = 0
+    """Completions of nothing that the guest has written."""
+    gpadl: int = 0
+    """The handle of the GPADL that the guest has made beside the rings; 0 for none."""
+    gpadls_made: int = 0
+    torn_down: bool = False
+    """The guest has asked for its pages back, and waits."""
+    mapping: str = ""
+    """How the VSP wants the GPADL mapped, over a restore too: "r", "w" or not at all."""
+    gpadl_word: int = 0
+    """What the first word of the GPADL's pages is."""
 
     def snapshot(self) -> dict[str, Any]:
         """Copy all of it."""
@@ -169,13 +190,17 @@ class Ledger:
     def guest_reads_packet(self, transaction_id: int, wants: bool, payload: bytes) -> int:
         """The guest has read a packet; returns its number."""
         number = number_of(payload)
+        if self.pipe:
+            number = number_of(payload[8:])
         sent = self._next(number, "packet")
         if not isinstance(sent, Sent):
             raise Violation(Symptom.ORDER, f"packet {number} came before completion {sent}")
         if sent.number != number:
             symptom = Symptom.TWICE if number < sent.number else Symptom.ORDER
             raise Violation(symptom, f"packet {number} came, {sent.number} was next")
-        if payload != pad(body(number, sent.filler)) or wants is not sent.waits:
+        message = body(number, sent.filler)
+        expected = pad(framed(message) if self.pipe else message)
+        if payload != expected or wants is not sent.waits:
             raise Violation(Symptom.BYTES, f"packet {number} came with other bytes or flags")
         if sent.waits:
             other = self.ids.get(transaction_id)
@@ -204,7 +229,10 @@ class Ledger:
 
     def guest_answers(self, number: int) -> None:
         """The guest is about to write its completion of a packet."""
-        self.answered.add(number)
+        if number in self.unowned:
+            self._forget_id(number)
+        else:
+            self.answered.add(number)
 
     # The VSP.
 
@@ -217,11 +245,17 @@ class Ledger:
         if number != request.number:
             symptom = Symptom.TWICE if number < request.number else Symptom.ORDER
             raise Violation(symptom, f"request {number} came, {request.number} was next")
-        if payload != pad(body(number, request.filler)) or wants is not request.completion:
+        message = body(number, request.filler)
+        expected = message if self.pipe else pad(message)
+        if payload != expected or wants is not request.completion:
             raise Violation(Symptom.BYTES, f"request {number} came with other bytes or flags")
         if self.failed:
             raise Violation(Symptom.CALLBACK, f"request {number} came after VmbChannelPacketFail")
         return request
+
+    def vsp_has_it_not_yet(self, request: Request) -> None:
+        """What was delivered is in the ring again: its external data are pending."""
+        self.written.appendleft(request)
 
     def vsp_completes(self, request: Request) -> None:
         """The VSP is about to complete a request."""
@@ -246,10 +280,9 @@ class Ledger:
         sent = self.in_use.pop(number, None)
         if sent is None:
             raise Violation(Symptom.TWICE, f"the routine of packet {number} ran again")
-        for transaction_id in [key for key, value in self.ids.items() if value == number]:
-            del self.ids[transaction_id]
+        self._forget_id(number)
         if status is not NtStatus.SUCCESS:
-            if self.connected or status is not NtStatus.DEVICE_REMOVED or data is not None:
+            if self.connected or status is not self.retired or data is not None:
                 raise Violation(Symptom.STATUS, f"packet {number} ended with {status.name}")
             return
         if not sent.waits:
@@ -267,6 +300,17 @@ class Ledger:
         if data != completion(number):
             raise Violation(Symptom.BYTES, f"the answer to packet {number} has other bytes")
 
+    def _forget_id(self, number: int) -> None:
+        for transaction_id in [key for key, value in self.ids.items() if value == number]:
+            del self.ids[transaction_id]
+
+    def disown(self, number: int, *, unsent: bool) -> None:
+        """The packet was restored and is not the VSP's any more; or, ``unsent``, not at all."""
+        sent = self.in_use.pop(number)
+        self.unowned.add(number)
+        if unsent:
+            self.made.remove(sent)
+
     # The connection.
 
     def opens(self) -> None:
@@ -283,7 +327,13 @@ class Ledger:
             raise Violation(
                 Symptom.LOST, f"packets {sorted(self.in_use)} have outlived the connection"
             )
-        self.failed = False
+        self.abandoned()
+
+    def abandoned(self) -> None:
+        """The connection, or what was queued for one to come, is gone without a trace."""
+        self.connected = self.failed = False
+        self.in_use.clear()
+        self.unowned.clear()
         self.written.clear()
         self.asked.clear()
         self.made.clear()

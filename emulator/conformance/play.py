@@ -14,6 +14,10 @@ a completion routine; so the points within a host's step are at the end of each 
 begins there, and the save is taken when the step is over. From the end of the pause to the start
 in the new process nothing may be written to guest memory, but the words that attaching writes.
 
+Sub-channels. The primary's pause, save and start are those of its sub-channel; each has its own
+stream. Where Pause waits for the guest's answers (``pause=outgoing-too``) the guest, stopped in the
+middle of a step, goes on until it is over: the restore is later then than where the cut is.
+
 At rest nobody has anything to do: no signal is on its way, nobody is scheduled. Work that is left
 then is lost, or, if a signal out of nowhere would set it going, a wake-up is.
 """
@@ -21,17 +25,17 @@ then is lost, or, if a signal out of nowhere would set it going, a wake-up is.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
-from typing import Any, assert_never
+from collections.abc import Callable, Sequence
+from typing import assert_never
 
-from emulator.conformance.ledger import Ledger, Symptom, Violation
-from emulator.conformance.rig import Port
-from emulator.conformance.saving import damage, restore, save
-from emulator.conformance.server import Arena, Server
-from emulator.conformance.steps import Cut, Mode, Op, Run, Signals, Step
-from emulator.conformance.walker import Guest, Walk
-from emulator.kmcl import KmclError, Queue, ServerChannel
-from emulator.kmcl import Run as KmclRun
+from emulator.conformance.ledger import Symptom, Violation
+from emulator.conformance.line import Line
+from emulator.conformance.saving import damage
+from emulator.conformance.server import Arena, Copy
+from emulator.conformance.steps import Cut, Mode, Op, Run, Setup, Step, With
+from emulator.conformance.walker import Walk
+from emulator.kmcl import KmclError, Queue
+from emulator.kmcl.inferred import PauseWaitsFor, PendingPacket, UnknownCompletion, UnrestoredPacket
 from emulator.wire.ntstatus import NtStatus
 
 REST_LIMIT = 20_000
@@ -41,40 +45,31 @@ REST_LIMIT = 20_000
 class Play:
     """A run; :meth:`play` plays it once."""
 
-    def __init__(self, arena: Arena) -> None:
-        """Make a guest, and a channel that is offered and started."""
-        arena.reset()
-        self._arena = arena
-        self._ledger = Ledger(ram=bytearray(arena.ram))
-        self._guest = Guest(self._ledger, self._ring_doorbell, arena.ram)
-        self._doorbell = False
-        self._quota = 1024
-        self._vsp_paused = False
+    def __init__(self, arenas: Sequence[Arena], setup: Setup) -> None:
+        """Make a guest, and a channel that is offered and started.
+
+        The first of ``arenas`` is for the primary, the second for its sub-channel.
+        """
+        self._arenas = arenas
+        self._setup = setup
         self._late = False
         self._cut: Cut | None = None
         self._callbacks = 0
-        self._frozen: tuple[bytes, bytes] | None = None
-        self._new_process(hold=0)
-        self._channel.enable()
-        self._channel.start()
+        self._frozen: list[Copy] | None = None
+        self._walk: Walk[None] | None = None
+        self._primary = self._line = Line(arenas[0], setup, self._boundary, None)
+        self._lines = [self._primary]
+        self._primary.channel.enable()
+        self._primary.channel.start()
 
-    # Processes.
+    def _choose_line(self, which: int) -> None:
+        if which and len(self._lines) == 1:
+            self._lines.append(Line(self._arenas[1], self._setup, self._boundary, self._primary))
+        self._line = self._lines[which]
 
-    def _new_process(self, *, hold: int) -> None:
-        connected = self._ledger.connected
-        self._port = Port(self._interrupt, ram=self._arena.ram)
-        self._server = Server(self._ledger, self._boundary, hold=hold, restored_open=connected)
-        self._channel = ServerChannel(self._port)
-        self._server.configure(self._channel)
-        self._channel.set_transaction_quota(self._quota)
-        if connected:
-            self._port.at_offer = lambda channel: channel.port_restored(*self._arena.host_ends())
-
-    def _interrupt(self) -> None:
-        self._guest.irq = True
-
-    def _ring_doorbell(self) -> None:
-        self._doorbell = True
+    @property
+    def _live(self) -> list[Line]:
+        return [line for line in self._lines if line.live]
 
     # The run.
 
@@ -87,13 +82,18 @@ class Play:
         cuts: list[Cut] = []
         try:
             for item in run:
-                if isinstance(item, Cut):
-                    cuts.append(item)
-                    continue
-                for cut in cuts[:-1]:
-                    self._save_and_restore(cut)
-                points.append(self._step(item, cuts[-1] if cuts else None))
-                cuts.clear()
+                match item:
+                    case With():
+                        pass
+                    case Cut():
+                        cuts.append(item)
+                    case Step():
+                        for cut in cuts[:-1]:
+                            self._save_and_restore(cut)
+                        points.append(self._step(item, cuts[-1] if cuts else None))
+                        cuts.clear()
+                    case _:
+                        assert_never(item)
             for cut in cuts:
                 self._save_and_restore(cut)
             self._finish()
@@ -107,7 +107,7 @@ class Play:
         if cut is not None and not cut.after:
             self._save_and_restore(cut)
             cut = None
-        guest = self._guest
+        guest = self._line.guest
         walk: Walk[None] | None = None
         match step.op:
             case Op.ASK:
@@ -128,17 +128,25 @@ class Play:
                 walk = guest.unmask()
             case Op.ANSWER:
                 walk = guest.answer(*step.args)
+            case Op.STRAY:
+                if self._setup.inferred.unknown is UnknownCompletion.FAULT:
+                    return 0
+                walk = guest.stray()
             case _:
                 return self._host_step(step, cut)
-        return self._guest_step(walk, cut) if self._ledger.connected else 0
+        return self._guest_step(self._line, walk, cut) if self._line.ledger.connected else 0
 
-    def _guest_step(self, walk: Walk[None], cut: Cut | None = None) -> int:
+    def _guest_step(self, line: Line, walk: Walk[None], cut: Cut | None = None) -> int:
         accesses = 0
         for _ in walk:
             accesses += 1
             if cut is not None and cut.after == accesses:
+                self._walk = walk
                 self._save_and_restore(cut)
-                cut = None
+                self._walk = cut = None
+                if not line.ledger.connected:
+                    # Its channel was rescinded: FORCE_NEW_CHANNEL.
+                    return accesses
         if cut is not None:
             self._save_and_restore(cut)
         return accesses
@@ -149,42 +157,45 @@ class Play:
         self._host_does(step)
         callbacks, self._cut = self._callbacks, None
         if cut is not None:
-            if self._frozen not in (None, self._arena.copy()):
+            if self._frozen not in (None, [line.arena.copy() for line in self._live]):
                 raise Violation(Symptom.MEMORY, "guest memory was written after the pause ended")
             self._save_and_restore(cut)
         return callbacks
 
     def _boundary(self) -> None:
         """A callback of the VSP ends; pause here if that is the cut."""
-        if self._channel.in_a_callback:
+        if any(line.channel.in_a_callback for line in self._lines):
             # EvtPostStarted and the like: no pause is allowed.
             return
         self._callbacks += 1
         if self._cut is not None and self._cut.after == self._callbacks:
-            self._channel.pause(self._paused_in_step)
+            self._primary.channel.pause(self._paused_in_step)
 
     def _paused_in_step(self) -> None:
-        if self._server.held:
+        if any(line.server.held for line in self._lines):
             raise Violation(Symptom.STATUS, "VmbChannelPause ended while the VSP held packets")
-        self._frozen = self._arena.copy()
+        self._frozen = [line.arena.copy() for line in self._live]
 
     def _host_does(self, step: Step) -> None:
-        channel, server, args = self._channel, self._server, step.args
+        line, args = self._line, step.args
+        channel, server = line.channel, line.server
         match step.op:
+            case Op.LINE:
+                self._choose_line(args[0])
             case Op.OPEN:
-                self._open(args[0] * 8)
+                self._open(line, args[0] * 8)
             case Op.CLOSE:
-                self._close()
+                self._close(line)
             case Op.DOORBELL:
-                if self._doorbell:
-                    self._doorbell_arrives(args[0])
+                if line.doorbell:
+                    line.doorbell_arrives(args[0])
             case Op.SPURIOUS:
-                self._doorbell_arrives(1)
+                line.doorbell_arrives(1)
             case Op.TURN:
-                self._port.take_turn()
+                line.port.take_turn()
             case Op.SEND:
                 for _ in range(args[0]):
-                    if server.may_send:
+                    if line.live and server.may_send:
                         server.send(channel, args[1], bool(args[2]))
             case Op.HOLD:
                 server.hold = args[0]
@@ -193,15 +204,29 @@ class Play:
             case Op.FAIL:
                 server.fail()
             case Op.QUOTA:
-                self._quota = args[0]
-                channel.set_transaction_quota(self._quota)
+                line.set_quota(args[0])
             case Op.PAUSE:
-                self._vsp_paused = True
-                self._pause()
+                if line.live:
+                    line.paused = True
+                    self._pause(line)
             case Op.START:
-                if self._vsp_paused:
-                    self._vsp_paused = False
-                    self._start()
+                if line.paused and (line is self._primary or not self._primary.paused):
+                    self._start(line)
+            case Op.DEFER:
+                server.deferring = args[0]
+            case Op.RAM:
+                line.set_ram(bool(args[0]))
+            case Op.GPADL:
+                line.make_gpadl()
+            case Op.MAP:
+                if line.ledger.gpadl:
+                    server.map(channel, "r" if args[0] else "w")
+            case Op.TOUCH:
+                server.touch()
+            case Op.UNMAP:
+                server.unmap(channel, for_good=True)
+            case Op.TEARDOWN:
+                line.tear_down()
             case (
                 Op.ASK
                 | Op.BATCH
@@ -211,160 +236,192 @@ class Play:
                 | Op.MASK
                 | Op.UNMASK
                 | Op.ANSWER
+                | Op.STRAY
             ):
                 raise AssertionError("a step of the guest")
             case _:
                 assert_never(step.op)
 
-    def _doorbell_arrives(self, times: int) -> None:
-        self._doorbell = False
-        stands_still = self._channel.queue is Queue.OFF
-        before = self._arena.copy() if stands_still else None
-        for _ in range(times):
-            self._channel.port_interrupt()
-        if stands_still and self._arena.copy() != before:
-            raise Violation(Symptom.MEMORY, "guest memory was written while the channel is paused")
-
-    def _open(self, offset: int) -> None:
-        if self._ledger.connected:
+    def _open(self, line: Line, offset: int) -> None:
+        if line.ledger.connected:
             return
-        self._guest.open(*self._arena.rings(), offset)
-        self._ledger.opens()
-        status = self._channel.port_opened(*self._arena.host_ends())
-        if status is not NtStatus.SUCCESS:
-            raise Violation(Symptom.STATUS, f"the open ended with {status.name}")
-        self._check_runs()
+        if not line.live:
+            # The VSP offers its sub-channel when it is wanted, and its primary is open.
+            if not self._primary.ledger.connected:
+                return
+            line.new_process(hold=line.server.hold)
+            line.channel.enable()
+            line.paused = False
+            if not self._primary.paused:
+                line.channel.start()
+        line.open(offset)
 
-    def _close(self) -> None:
-        if not self._ledger.connected:
+    def _close(self, line: Line) -> None:
+        if not line.ledger.connected:
             return
-        self._ledger.closing()
-        self._wait_for("the guest's close", self._channel.port_closed)
-        if self._server.phase != "closed":
-            raise Violation(Symptom.CALLBACK, "EvtClosed did not run")
-        self._guest.closed()
-        self._doorbell = False
-        self._arena.swap()
+        closing = self._family(line)
+        was_connected = [each for each in closing if each.ledger.connected]
+        for each in closing:
+            each.ledger.closing()
+        self._wait_for("the guest's close", closing, line.channel.port_closed)
+        for each in was_connected:
+            each.has_closed()
+        for each in closing:
+            if each is not line:
+                each.check_disabled()
+                each.ledger.abandoned()
         self._frozen = None
 
     # Pause, save, restore, start.
 
-    def _pause(self) -> None:
-        self._wait_for("VmbChannelPause", self._channel.pause)
-        if self._server.phase not in ("closed", "opened", "suspended"):
-            raise Violation(Symptom.CALLBACK, "EvtSuspend did not run")
+    def _pause(self, line: Line) -> None:
+        family = self._family(line)
+        self._wait_for("VmbChannelPause", family, line.channel.pause)
+        for each in family:
+            each.check_paused()
 
-    def _wait_for(self, what: str, call: Callable[[Callable[[], None]], None]) -> None:
+    def _family(self, line: Line) -> list[Line]:
+        """Return the line, and, of the primary, its sub-channel."""
+        return [each for each in self._live if each is line or each.primary is line]
+
+    def _wait_for(
+        self, what: str, lines: list[Line], call: Callable[[Callable[[], None]], None]
+    ) -> None:
         """Make a call that ends when the VSP holds nothing, and complete what it holds by turns."""
         ends: list[int] = []
-        call(lambda: ends.append(len(self._server.held)))
+        call(lambda: ends.append(sum(len(line.server.held) for line in lines)))
         while not ends:
-            if self._server.held:
-                self._server.complete(0)
-            elif not self._port.take_turn():
+            if not self._host_moves() and not self._guest_lets_it_end():
                 raise Violation(Symptom.STUCK, f"{what} does not end, and the VSP holds nothing")
         if ends != [0]:
             raise Violation(Symptom.STATUS, f"{what} ended while the VSP held packets: {ends}")
 
-    def _start(self) -> None:
-        self._channel.start()
-        self._check_runs()
+    def _host_moves(self) -> bool:
+        for line in self._lines:
+            if line.server.held:
+                line.server.complete(0)
+                return True
+            if self._setup.inferred.pending is PendingPacket.HELD:
+                # Pause waits for the memory, so it comes.
+                line.set_ram(True)
+            if line.port.take_turn():
+                return True
+        return False
 
-    def _check_runs(self) -> None:
-        # A cut can have paused it within the callbacks of the start.
-        wanted = self._ledger.connected and self._channel.run is KmclRun.STARTED
-        if wanted and self._server.phase != "running":
-            raise Violation(
-                Symptom.CALLBACK, f"the channel was started and the VSP is {self._server.phase}"
-            )
+    def _guest_lets_it_end(self) -> bool:
+        """Have the guest go on, if a pause may wait for that."""
+        if self._setup.inferred.pause is PauseWaitsFor.INCOMING:
+            return False
+        if self._walk is not None:
+            walk, self._walk = self._walk, None
+            for _ in walk:
+                pass
+            return True
+        return any(self._moves(line) for line in self._live)
+
+    def _start(self, line: Line) -> None:
+        line.channel.start()
+        for each in self._family(line):
+            each.paused = False
+            each.check_runs()
 
     def _end_lateness(self) -> None:
         if self._late:
             self._late = False
-            if self._doorbell:
-                # It comes to a channel that was not started, which has to look for itself then.
-                self._doorbell_arrives(1)
-            self._start()
+            for line in self._live:
+                if line.doorbell:
+                    # It comes to a channel that was not started, which has to look for itself then.
+                    line.doorbell_arrives(1)
+            self._start(self._primary)
 
     def _save_and_restore(self, cut: Cut) -> None:
-        self._pause()
-        frozen = self._arena.copy()
+        self._pause(self._primary)
+        live = self._live
+        if cut.sizes % 2:
+            # The others forget, and are gone with the process.
+            for line in live:
+                line.server.unmap(line.channel, for_good=False)
+        frozen = [line.arena.copy() for line in live]
         if cut.mode is Mode.ABORT:
-            self._channel.save_begin()
-            self._channel.save_continue(random.Random(cut.sizes).randrange(2000))
-            self._channel.save_end()
-        pieces = save(self._channel, cut.sizes)
-        if self._arena.copy() != frozen:
+            for line in live:
+                line.channel.save_begin()
+                line.channel.save_continue(random.Random(cut.sizes).randrange(2000))
+                line.channel.save_end()
+        streams = [line.save(cut.sizes) for line in live]
+        if [line.arena.copy() for line in live] != frozen:
             raise Violation(Symptom.MEMORY, "guest memory was written during the save")
-        match cut.mode:
+        # A channel that is offered anew has nothing to be restored twice, or wrongly.
+        anew = self._setup.force_new and cut.mode in (Mode.DOUBLE, Mode.TWICE, Mode.REFUSED)
+        mode = Mode.RESTORE if anew else cut.mode
+        match mode:
             case Mode.RESTORE | Mode.ABORT | Mode.LATE:
                 pass
             case Mode.CHECKPOINT:
-                if not (self._vsp_paused or self._late):
-                    self._start()
+                for line in live:
+                    line.map_again()
+                if not (self._primary.paused or self._late):
+                    self._start(self._primary)
                 return
             case Mode.DOUBLE:
-                self._restore(pieces, frozen)
-                again = save(self._channel, cut.sizes)
-                if again != pieces:
+                self._restore(live, streams, frozen)
+                first, streams = streams, [line.save(cut.sizes) for line in live]
+                frozen = [line.arena.copy() for line in live]
+                drops = self._setup.inferred.unrestored is UnrestoredPacket.DROPPED
+                if streams != first and not drops:
                     raise Violation(Symptom.BYTES, "a save after a restore differs from the first")
             case Mode.TWICE:
-                self._restore_and_kill(pieces, frozen)
+                self._restore_and_kill(live, streams, frozen)
             case Mode.REFUSED:
-                self._refuse(frozen, cut.sizes)
+                self._refuse(frozen[0], cut.sizes)
             case _:
-                assert_never(cut.mode)
-        match cut.signals:
-            case Signals.LOST:
-                self._doorbell = self._guest.irq = False
-            case Signals.KEPT:
-                pass
-            case Signals.SPURIOUS:
-                self._doorbell = self._guest.irq = True
-            case _:
-                assert_never(cut.signals)
-        self._restore(pieces, frozen)
+                assert_never(mode)
+        for line in live:
+            line.signals_come(cut.signals)
+        self._restore(live, streams, frozen)
         if cut.mode is Mode.LATE:
-            self._late = not self._vsp_paused
-        elif not self._vsp_paused:
+            self._late = not self._primary.paused
+        elif not self._primary.paused:
             self._late = False
-            self._start()
+            self._start(self._primary)
 
-    def _restore(self, pieces: list[bytes], frozen: tuple[bytes, bytes]) -> None:
+    def _restore(
+        self, lines: list[Line], streams: list[list[bytes] | None], frozen: list[Copy]
+    ) -> None:
         """Restore in a new process; nothing is started."""
-        self._new_process(hold=self._server.hold)
-        self._channel.enable()
-        restore(self._channel, pieces)
-        forgotten = self._ledger.in_use.keys() - set(self._server.restored)
-        if forgotten:
-            raise Violation(Symptom.LOST, f"packets {sorted(forgotten)} were not restored")
-        self._check_untouched(frozen)
+        for line, stream, memory in zip(lines, streams, frozen, strict=True):
+            if line.primary is not None and not line.primary.ledger.connected:
+                # It was offered while its primary was open, and that is offered anew.
+                line.rescinded()
+                line.new_process(hold=line.server.hold)
+            else:
+                line.restore(stream, memory)
 
-    def _check_untouched(self, frozen: tuple[bytes, bytes]) -> None:
-        allowed = self._arena.host_words() if self._ledger.connected else set()
-        if surplus := set(self._arena.words(frozen)) - allowed:
-            raise Violation(
-                Symptom.MEMORY, f"the restore wrote to guest memory at {sorted(surplus)[:4]}"
-            )
-
-    def _restore_and_kill(self, pieces: list[bytes], frozen: tuple[bytes, bytes]) -> None:
+    def _restore_and_kill(
+        self, lines: list[Line], streams: list[list[bytes] | None], frozen: list[Copy]
+    ) -> None:
         """Restore and start, and then go back to the snapshot as if that had never been."""
-        ledger, signals = self._ledger.snapshot(), (self._doorbell, self._guest.irq)
-        self._restore(pieces, frozen)
-        if not self._vsp_paused:
-            self._start()
-            self._server.complete(2)
-        self._go_back(frozen, ledger, signals)
+        moments = [line.moment() for line in lines]
+        self._restore(lines, streams, frozen)
+        if not self._primary.paused:
+            self._primary.channel.start()
+            for line in lines:
+                line.check_runs()
+                line.server.complete(2)
+        for line, moment in zip(lines, moments, strict=True):
+            line.go_back(moment)
 
-    def _refuse(self, frozen: tuple[bytes, bytes], seed: int) -> None:
+    def _refuse(self, frozen: Copy, seed: int) -> None:
         """Restore a damaged stream: a failure, and a channel that can only be disabled."""
-        ledger, signals = self._ledger.snapshot(), (self._doorbell, self._guest.irq)
-        pieces = damage(save(self._channel, 0), random.Random(f"damage {seed}"))
-        self._new_process(hold=self._server.hold)
-        channel = self._channel
+        line = self._primary
+        pieces = line.save(0)
+        if pieces is None:
+            return
+        moment = line.moment()
+        line.new_process(hold=line.server.hold)
+        channel = line.channel
         channel.enable()
         statuses: list[NtStatus] = []
-        for piece in pieces:
+        for piece in damage(pieces, random.Random(f"damage {seed}")):
             statuses.append(channel.restore_from_buffer(piece))
             if statuses[-1] is not NtStatus.MORE_PROCESSING_REQUIRED:
                 break
@@ -376,75 +433,66 @@ class Play:
             pass
         else:
             raise Violation(Symptom.STATUS, "a channel whose restore failed could be started")
-        self._check_untouched(frozen)
+        line.check_untouched(frozen)
         # What was not restored this process does not know of; what was has to end with it.
-        restored = self._server.restored
-        self._ledger.in_use = {number: self._ledger.in_use[number] for number in restored}
-        self._ledger.closing()
-        self._disable()
-        if left := sorted(self._ledger.in_use):
-            raise Violation(Symptom.LOST, f"packets {left} did not end with the channel")
-        self._server.check_leaks(channel)
-        self._go_back(frozen, ledger, signals)
-
-    def _go_back(
-        self, frozen: tuple[bytes, bytes], ledger: dict[str, Any], signals: tuple[bool, bool]
-    ) -> None:
-        self._arena.put_back(frozen)
-        self._ledger.put_back(ledger)
-        self._doorbell, self._guest.irq = signals
-
-    def _disable(self) -> None:
-        self._wait_for("VmbChannelDisable", self._channel.disable)
+        books = line.ledger
+        books.in_use = {number: books.in_use[number] for number in line.server.restored}
+        books.closing()
+        books.torn_down = False
+        self._wait_for("VmbChannelDisable", [line], channel.disable)
+        line.check_disabled()
+        line.go_back(moment)
 
     # The end.
 
     def _finish(self) -> None:
         """Let everybody come to rest, moving only when signalled, and compare the books."""
         self._end_lateness()
-        if self._vsp_paused:
-            self._vsp_paused = False
-            self._start()
+        for line in self._live:
+            if line.paused:
+                self._start(line)
         self._rest()
         if left := self._left():
-            self._doorbell = self._guest.irq = True
+            for line in self._live:
+                line.doorbell = line.guest.irq = 1
             self._rest()
             symptom = Symptom.LOST if self._left() else Symptom.STUCK
             raise Violation(symptom, left)
-        stats = self._channel.stats()
-        busy = stats.held, stats.queued_wait, stats.queued_no_wait, stats.queued_completions
-        if self._ledger.connected and any(busy):
-            raise Violation(Symptom.LEAK, f"at rest there are {stats}")
-        if (self._channel.fault is not None) is not self._ledger.failed:
-            raise Violation(Symptom.STATUS, f"the channel's fault is {self._channel.fault}")
-        self._arena.check(self._ledger)
-        if self._channel.queue is Queue.ON:
-            self._pause()
-        self._ledger.closing()
-        self._disable()
-        if self._ledger.in_use:
-            raise Violation(
-                Symptom.LOST, f"the routines of {sorted(self._ledger.in_use)} did not run"
-            )
-        self._server.check_leaks(self._channel)
+        live = self._live
+        for line in live:
+            line.check_at_rest()
+        if self._primary.channel.queue is Queue.ON:
+            self._pause(self._primary)
+        for line in live:
+            line.ledger.closing()
+        self._wait_for("VmbChannelDisable", live, self._primary.channel.disable)
+        for line in live:
+            line.check_disabled()
 
     def _left(self) -> str:
-        left = self._ledger.left()
-        if not left and self._guest.waits_for_room and not self._ledger.failed:
-            left = "the guest still waits for room in a ring that is empty"
-        return left
+        return ", ".join(filter(None, (line.left() for line in self._live)))
 
     def _rest(self) -> None:
         for _ in range(REST_LIMIT):
-            self._server.complete(2)
-            if self._doorbell:
-                self._doorbell_arrives(1)
-            elif self._port.take_turn():
-                pass
-            elif self._ledger.connected and (self._guest.irq or self._guest.scheduled):
-                self._guest_step(self._guest.interrupt())
-            elif self._guest.owes:
-                self._guest_step(self._guest.answer(2))
-            elif not self._server.held:
+            for line in self._live:
+                line.set_ram(True)
+                line.server.complete(2)
+            if not any(self._moves(line) for line in self._live) and not any(
+                line.server.held for line in self._live
+            ):
                 return
         raise Violation(Symptom.STUCK, "the parties signal each other for ever")
+
+    def _moves(self, line: Line) -> bool:
+        """Have one party of a channel do what it was signalled for; False if none was."""
+        if line.doorbell:
+            line.doorbell_arrives(1)
+        elif line.port.take_turn():
+            pass
+        elif line.ledger.connected and (line.guest.irq or line.guest.scheduled):
+            self._guest_step(line, line.guest.interrupt())
+        elif line.ledger.connected and line.guest.owes:
+            self._guest_step(line, line.guest.answer(2))
+        else:
+            return False
+        return True

@@ -24,15 +24,31 @@ from emulator.conformance.ledger import (
     number_of,
 )
 from emulator.conformance.rig import INSTANCE, INTERFACE
+from emulator.conformance.steps import Setup
 from emulator.kmcl import (
+    ExternalDataPending,
     IncomingPacket,
+    InitFlags,
+    KmclError,
     OutgoingPacket,
     RestoredPacket,
     SavedPacket,
     ServerChannel,
+    ServerInitFlags,
     StateChangeCallbacks,
 )
-from emulator.memory import page_view
+from emulator.kmcl.inferred import (
+    FirstPackets,
+    GrowingPacket,
+    OpenedOnRestore,
+    PendingPacket,
+    SaveBufferSize,
+    UnknownCompletion,
+    UnregisteredSave,
+    UnrestoredPacket,
+)
+from emulator.kmcl.save import SavedPlace, decode_packet_record
+from emulator.memory import PageView, ReadOnlyMemory, page_view
 from emulator.ring import IncomingRing, OutgoingRing
 from emulator.wire.ntstatus import NtStatus
 
@@ -42,6 +58,9 @@ MAXIMUM_PACKETS: Final = 256
 RAM_PAGES: Final = 6
 """Pages of RAM beside the rings; the first and the last are guards."""
 
+Copy = tuple[bytes, bytes, bytes]
+"""The rings and their guards, the RAM of requests, and the page of the GPADL."""
+
 _GUARD: Final = bytes([0xA5]) * PAGE
 _RING: Final = 2 * PAGE
 
@@ -49,7 +68,8 @@ _RING: Final = 2 * PAGE
 class Arena:
     """The guest's memory: two pairs of rings with guard pages between, and some RAM.
 
-    One is used for run after run: :meth:`reset` is cheaper than a new one.
+    There is a page more, for a GPADL. One is used for run after run: :meth:`reset` is cheaper than
+    a new one.
     """
 
     def __init__(self) -> None:
@@ -61,6 +81,7 @@ class Arena:
             for start in range(PAGE, len(self._memory) - PAGE, PAGE + _RING)
         ]
         self.ram = bytearray()
+        self.gpadl = bytearray()
         self.pair = 0
         self.reset()
 
@@ -69,6 +90,7 @@ class Arena:
         self._memory[:] = _GUARD * (len(self._memory) // PAGE)
         # Not in place: views of the RAM may still be around after a failed run.
         self.ram = bytearray(_GUARD) * RAM_PAGES
+        self.gpadl = bytearray(_GUARD)
         self.pair = 0
 
     def rings(self) -> tuple[memoryview, memoryview]:
@@ -86,16 +108,21 @@ class Arena:
             memory[:] = _GUARD * 2
         self.pair = 1 - self.pair
 
-    def copy(self) -> tuple[bytes, bytes]:
-        """Copy all of it."""
-        return self._memory.tobytes(), bytes(self.ram)
+    def take_back(self) -> None:
+        """The guest takes the page of its GPADL for something else."""
+        self.gpadl[:] = _GUARD
 
-    def put_back(self, saved: tuple[bytes, bytes]) -> None:
+    def copy(self) -> Copy:
+        """Copy all of it."""
+        return self._memory.tobytes(), bytes(self.ram), bytes(self.gpadl)
+
+    def put_back(self, saved: Copy) -> None:
         """Return to a copy."""
         self._memory[:] = saved[0]
         self.ram[:] = saved[1]
+        self.gpadl[:] = saved[2]
 
-    def words(self, saved: tuple[bytes, bytes]) -> list[int]:
+    def words(self, saved: Copy) -> list[int]:
         """Return the offsets of the 32-bit words that differ from a copy; RAM counts as one."""
         now = self._memory.tobytes()
         changed = []
@@ -103,7 +130,8 @@ class Arena:
             changed = [
                 at for at in range(0, len(now), 4) if now[at : at + 4] != saved[0][at : at + 4]
             ]
-        return changed if self.ram == saved[1] else [*changed, len(now)]
+        beside = bytes(self.ram), bytes(self.gpadl)
+        return changed if beside == saved[1:] else [*changed, len(now)]
 
     def host_words(self) -> set[int]:
         """Return the offsets of the words that a host may write when it attaches to the rings."""
@@ -123,20 +151,38 @@ class Arena:
                 raise Violation(Symptom.MEMORY, f"page {page}, outside the rings, was written")
         if self.ram != ledger.ram:
             raise Violation(Symptom.MEMORY, "RAM was written that no request had given")
+        word = ledger.gpadl_word.to_bytes(4, "little") if ledger.gpadl else _GUARD[:4]
+        if self.gpadl != word + _GUARD[4:]:
+            raise Violation(Symptom.MEMORY, "the page of a GPADL was written, or was not")
 
 
 class Server:
     """A VSP on one channel: it traces its state callbacks, and answers as it is told."""
 
     def __init__(
-        self, ledger: Ledger, boundary: Callable[[], None], *, hold: int, restored_open: bool
+        self,
+        ledger: Ledger,
+        setup: Setup,
+        boundary: Callable[[], None],
+        *,
+        hold: int,
+        restored_open: bool,
     ) -> None:
         """Start as a VSP does in a new process; ``boundary`` is called at the end of callbacks."""
         self.ledger = ledger
+        self.setup = setup
         self.hold = hold
         """0: answer at once. 1: hold, and complete in EvtSuspend. 2: hold beyond EvtSuspend too."""
-        self.held: list[tuple[IncomingPacket, Request]] = []
-        self.phase = "opened" if restored_open else "closed"
+        self.held: list[tuple[IncomingPacket, Request, list[memoryview]]] = []
+        self.quota = 1024
+        self.deferring = 0
+        """How many requests are to be deferred."""
+        self.again: tuple[IncomingPacket, Request] | None = None
+        """The request that has to come once more, and before any other."""
+        self.view: PageView | None = None
+        """The mapped GPADL."""
+        called = setup.inferred.opened is OpenedOnRestore.CALLED
+        self.phase = "opened" if restored_open and not called else "closed"
         self.restored: list[int] = []
         self._boundary = boundary
         self._spare: list[OutgoingPacket] = []
@@ -156,7 +202,17 @@ class Server:
             )
         )
         channel.init_set_process_packet_callbacks(self._process)
-        channel.init_set_save_restore_packet_callbacks(self._save, self._restore)
+        if self.setup.pipe:
+            channel.init_set_flags(InitFlags.IS_PIPE)
+        if self.setup.force_new:
+            channel.server_init_set_flags(ServerInitFlags.FORCE_NEW_CHANNEL)
+        if self.registered:
+            channel.init_set_save_restore_packet_callbacks(self._save, self._restore)
+
+    @property
+    def registered(self) -> bool:
+        """Whether it has save and restore callbacks."""
+        return self.setup.inferred.unregistered is UnregisteredSave.REFUSED
 
     # State callbacks.
 
@@ -171,10 +227,15 @@ class Server:
 
     def _closed(self, _: ServerChannel) -> None:
         self._moves("closed", "opened", "suspended")
+        self.view = None
         self.ledger.closed()
 
     def _suspend(self, _: ServerChannel) -> None:
         self._moves("suspended", "running")
+        if self.again is not None:
+            raise Violation(
+                Symptom.CALLBACK, f"request {self.again[1].number} was to come before EvtSuspend"
+            )
         if self.hold != 2:
             self.complete(2)
 
@@ -186,21 +247,67 @@ class Server:
     # Incoming.
 
     def _process(self, _: ServerChannel, packet: IncomingPacket) -> None:
-        # EvtPostStarted is called with the queue on: packets may come before it.
-        if self.phase not in ("started", "running"):
+        early = self.setup.inferred.first_packets is FirstPackets.BEFORE
+        if self.phase != "running" and not (early and self.phase == "started"):
             raise Violation(Symptom.CALLBACK, f"a packet was delivered while {self.phase}")
-        request = self.ledger.vsp_gets(packet.payload, packet.completion_requested)
+        request = self._request(packet)
+        views: list[memoryview] = []
+        if self._puts_off(packet, request):
+            self._boundary()
+            return
         if request.external is not None:
-            data = b"".join(map(bytes, packet.external_data(read_only=True)))
-            if data != bytes([request.number & 0xFF]) * request.external.size:
-                raise Violation(Symptom.BYTES, f"request {request.number}: other external data")
+            try:
+                views = self._external_data(packet, request)
+            except ExternalDataPending:
+                self._pends(packet, request)
+                self._boundary()
+                return
         if self.hold:
-            self.held.append((packet, request))
+            self.held.append((packet, request, views))
         else:
-            self._complete(packet, request)
+            self._complete(packet, request, views)
         self._boundary()
         if self.phase == "suspended" and self.hold != 2:
             self.complete(2)
+
+    def _request(self, packet: IncomingPacket) -> Request:
+        if self.again is not None:
+            before, request = self.again
+            if packet is not before:
+                raise Violation(
+                    Symptom.ORDER, f"a packet came, request {request.number} was to come once more"
+                )
+            if not packet.at_passive:
+                raise Violation(Symptom.CALLBACK, "a deferred packet did not come at PASSIVE")
+            self.again = None
+            return request
+        if len(self.held) >= self.quota:
+            raise Violation(Symptom.CALLBACK, f"a packet came beyond the quota of {self.quota}")
+        return self.ledger.vsp_gets(packet.payload, packet.completion_requested)
+
+    def _puts_off(self, packet: IncomingPacket, request: Request) -> bool:
+        """Defer a packet, if it was told to."""
+        if not self.deferring or packet.at_passive:
+            return False
+        self.deferring -= 1
+        packet.defer()
+        self.again = packet, request
+        return True
+
+    def _pends(self, packet: IncomingPacket, request: Request) -> None:
+        if self.setup.inferred.pending is PendingPacket.HELD:
+            self.again = packet, request
+        else:
+            self.ledger.vsp_has_it_not_yet(request)
+
+    @staticmethod
+    def _external_data(packet: IncomingPacket, request: Request) -> list[memoryview]:
+        assert request.external is not None
+        views = packet.external_data()
+        data = b"".join(map(bytes, views))
+        if data != bytes([request.number & 0xFF]) * request.external.size:
+            raise Violation(Symptom.BYTES, f"request {request.number}: other external data")
+        return views
 
     def complete(self, which: int) -> None:
         """Complete held requests: 0 the oldest, 1 the newest, 2 all that are held now or come."""
@@ -209,15 +316,14 @@ class Server:
             if which != 2:
                 return
 
-    def _complete(self, packet: IncomingPacket, request: Request) -> None:
+    def _complete(self, packet: IncomingPacket, request: Request, views: list[memoryview]) -> None:
         if request.external is not None:
-            place = request.external.place
             answer = bytes([~request.number & 0xFF]) * request.external.size
             at = 0
-            for view in packet.external_data():
+            for view in views:
                 view[:] = answer[at : at + len(view)]
                 at += len(view)
-            self.ledger.ram[place] = answer
+            self.ledger.ram[request.external.place] = answer
             self.ledger.slots.discard(request.external.page)
         self.ledger.vsp_completes(request)
         packet.complete(completion(request.number))
@@ -225,7 +331,7 @@ class Server:
     def fail(self) -> None:
         """Fail the oldest held request."""
         if self.held:
-            packet, request = self.held.pop(0)
+            packet, request, _ = self.held.pop(0)
             self.ledger.vsp_fails(request)
             packet.fail()
 
@@ -233,6 +339,7 @@ class Server:
 
     def send(self, channel: ServerChannel, filler: int, waits: bool) -> None:
         """Send a packet, on a used packet object now and then."""
+        waits = waits and not self.setup.pipe
         packet = self._spare.pop() if self._spare else channel.packet_allocate()
         sent = self.ledger.vsp_sends(filler, waits)
         packet.context = sent.number
@@ -252,15 +359,20 @@ class Server:
             raise Violation(Symptom.CALLBACK, f"EvtSavePacket for {packet.context}, not in use")
         data = blob(packet.context)
         if size < len(data):
-            return SavedPacket(NtStatus.BUFFER_TOO_SMALL, bytes_needed=len(data))
+            # The first answer is too small where a third call is allowed.
+            grows = self.setup.inferred.growing is GrowingPacket.ASKED_AGAIN and not size
+            return SavedPacket(
+                NtStatus.BUFFER_TOO_SMALL, bytes_needed=len(data) // 2 if grows else len(data)
+            )
         return SavedPacket(NtStatus.SUCCESS, data)
 
     def _restore(self, channel: ServerChannel, restored: RestoredPacket) -> NtStatus:
         number = number_of(restored.save_buffer)
-        if restored.save_buffer != blob(number):
-            raise Violation(Symptom.BYTES, f"packet {number}: SaveBuf is not what was saved")
+        self._check_save_buffer(number, restored.save_buffer)
         if number not in self.ledger.in_use or number in self.restored:
             raise Violation(Symptom.TWICE, f"packet {number} was restored, and is not in use")
+        if self._drops(number, restored.lib_buffer):
+            return NtStatus.SUCCESS
         packet = channel.packet_allocate()
         packet.context = number
         packet.set_completion_routine(self._routine)
@@ -270,6 +382,69 @@ class Server:
         else:
             packet.free()
         return status
+
+    def _check_save_buffer(self, number: int, data: bytes) -> None:
+        wanted = blob(number)
+        if self.setup.inferred.save_size is SaveBufferSize.ROUNDED_UP:
+            wanted += bytes(-len(wanted) % 64)
+        if data != wanted:
+            raise Violation(Symptom.BYTES, f"packet {number}: SaveBuf is not what was saved")
+
+    def _drops(self, number: int, lib_buffer: bytes) -> bool:
+        """Do without a packet now and then, where that is allowed."""
+        inferred = self.setup.inferred
+        if inferred.unrestored is UnrestoredPacket.REFUSED or number % 3:
+            return False
+        queued = decode_packet_record(lib_buffer).place is SavedPlace.QUEUED
+        if not queued and inferred.unknown is UnknownCompletion.FAULT:
+            # The guest's completion would stop the queue.
+            return False
+        self.ledger.disown(number, unsent=queued)
+        return True
+
+    # The GPADL.
+
+    def map(self, channel: ServerChannel, mapping: str) -> None:
+        """Map the guest's GPADL, which has to fail if it is mapped, or being torn down."""
+        ledger = self.ledger
+        possible = bool(ledger.gpadl) and not ledger.torn_down and self.view is None
+        try:
+            view = channel.map_gpadl(ledger.gpadl, read_only=mapping == "r")
+        except KmclError as error:
+            if possible:
+                raise Violation(Symptom.STATUS, f"the GPADL cannot be mapped: {error}") from error
+            return
+        if not possible:
+            raise Violation(Symptom.STATUS, "a GPADL was mapped twice, or is the guest's again")
+        self.view, ledger.mapping = view, mapping
+
+    def touch(self) -> None:
+        """Read the mapped page, and write to it, or be refused."""
+        if self.view is None:
+            return
+        ledger = self.ledger
+        if self.view.load_u32(0) != ledger.gpadl_word:
+            raise Violation(Symptom.MEMORY, "a mapped GPADL does not show the guest's page")
+        try:
+            self.view.store_u32(0, ledger.gpadl_word + 1)
+        except ReadOnlyMemory:
+            if ledger.mapping != "r":
+                raise
+            return
+        if ledger.mapping == "r":
+            raise Violation(Symptom.MEMORY, "a mapping for reading only was written")
+        ledger.gpadl_word += 1
+
+    def unmap(self, channel: ServerChannel, *, for_good: bool) -> None:
+        """Unmap; unless ``for_good`` it wants to map again after the restore."""
+        if self.view is not None:
+            # First: a teardown that waits goes on within the call.
+            self.view = None
+            channel.unmap_gpadl(self.ledger.gpadl)
+            if self.ledger.torn_down:
+                raise Violation(Symptom.STUCK, "a teardown does not go on after the unmap")
+            if for_good:
+                self.ledger.mapping = ""
 
     def check_leaks(self, channel: ServerChannel) -> None:
         """Check that every packet object can be had, with the channel Disabled."""

@@ -1,18 +1,20 @@
 # SPDX-License-Identifier: MIT
-"""The steps of an explored run, as values, as text and drawn from a seed.
+"""The steps of an explored run, as values and as text; :mod:`.drawing` draws them from a seed.
 
-A run is a list of :class:`Step` and :class:`Cut`. A cut is where the machine is saved and restored:
-within the step that follows it. Any part of a run is a run again, because a step that cannot be
-done (complete, with nothing held) does nothing: that is what lets a failing run be made shorter.
+A run is a list of :class:`With`, :class:`Step` and :class:`Cut`. What the run is played with comes
+first. A cut is where the machine is saved and restored: within the step that follows it. Any part
+of a run is a run again, because a step that cannot be done (complete, with nothing held) does
+nothing: that is what lets a failing run be made shorter.
 """
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Final
+
+from emulator.kmcl.inferred import DEFAULTS, Inferred, parse_inferred
 
 
 class BadRun(ValueError):
@@ -45,6 +47,8 @@ class Signals(Enum):
     KEPT = "kept"
     SPURIOUS = "spurious"
     """Both parties are signalled, whether there is anything or not."""
+    DOUBLED = "doubled"
+    """Both parties are signalled twice."""
 
 
 class Op(Enum):
@@ -90,6 +94,24 @@ class Op(Enum):
     """VSP: pause the channel, while the guest may go on."""
     START = "start"
     """VSP: start it again."""
+    LINE = "line"
+    """The steps from here on are of the primary channel (0) or of its sub-channel (1)."""
+    DEFER = "defer"
+    """VSP: defer each of the next requests to PASSIVE_LEVEL, that many."""
+    RAM = "ram"
+    """Provider: the memory of GPA-direct requests is not there (0: PENDING), or is again (1)."""
+    STRAY = "stray"
+    """Guest: complete a transaction that nobody has begun (with ``unknown=dropped`` only)."""
+    GPADL = "gpadl"
+    """Guest: make a GPADL of a page beside the rings, if it has none."""
+    MAP = "map"
+    """VSP: map that GPADL, for reading and writing (0) or for reading only (1)."""
+    TOUCH = "touch"
+    """VSP: read the mapped page, and write it, or be refused."""
+    UNMAP = "unmap"
+    """VSP: unmap it."""
+    TEARDOWN = "teardown"
+    """Guest: ask for the pages of the GPADL back."""
 
 
 _COUNT, _FILLER, _FLAG, _WHICH = (1, 80), (0, 2500), (0, 1), (0, 2)
@@ -115,45 +137,20 @@ ARGUMENTS: Final[dict[Op, tuple[tuple[int, int], ...]]] = {
     Op.QUOTA: ((1, 1024),),
     Op.PAUSE: (),
     Op.START: (),
+    Op.LINE: (_FLAG,),
+    Op.DEFER: ((1, 3),),
+    Op.RAM: (_FLAG,),
+    Op.STRAY: (),
+    Op.GPADL: (),
+    Op.MAP: (_FLAG,),
+    Op.TOUCH: (),
+    Op.UNMAP: (),
+    Op.TEARDOWN: (),
 }
 """Least and greatest value of each argument."""
 
-_OFTEN: Final[dict[Op, float]] = {
-    Op.OPEN: 0.8,
-    Op.CLOSE: 0.3,
-    Op.ASK: 4,
-    Op.BATCH: 1,
-    Op.EXTERNAL: 1,
-    Op.INTERRUPT: 4,
-    Op.READ: 1,
-    Op.MASK: 0.4,
-    Op.UNMASK: 0.6,
-    Op.ANSWER: 2,
-    Op.DOORBELL: 4,
-    Op.SPURIOUS: 0.3,
-    Op.TURN: 0.4,
-    Op.SEND: 4,
-    Op.HOLD: 1.2,
-    Op.COMPLETE: 2,
-    Op.FAIL: 0.6,
-    Op.QUOTA: 1,
-    Op.PAUSE: 0.5,
-    Op.START: 0.6,
-}
-"""How often each is drawn, relative to the others."""
-
-_MODES: Final[dict[Mode, float]] = {
-    Mode.RESTORE: 40,
-    Mode.DOUBLE: 12,
-    Mode.TWICE: 12,
-    Mode.LATE: 16,
-    Mode.CHECKPOINT: 8,
-    Mode.ABORT: 4,
-    Mode.REFUSED: 8,
-}
-
-STEPS_OF_A_RUN: Final = 24
-"""Steps of a drawn run, the opening counted."""
+FLAGS: Final = ("pipe", "force-new")
+"""The words of :class:`With` that are no switches."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,41 +183,44 @@ class Cut:
         return f"cut {self.after} {self.mode.value} {self.signals.value} {self.sizes}"
 
 
-Run = Sequence[Step | Cut]
+@dataclass(frozen=True, slots=True)
+class With:
+    """What a whole run is played with: ``pipe``, ``force-new``, or a switch and its reading."""
+
+    word: str
+
+    def __str__(self) -> str:
+        return f"with {self.word}"
 
 
-def draw_run(seed: int) -> tuple[Step, ...]:
-    """Draw a run; the same for the same seed, on every machine."""
-    rng = random.Random(f"run {seed}")
-    steps = [Step(Op.OPEN, (rng.choice([0, 1, 250, 500, 508, 509, 510, 511]),))]
-    ops = rng.choices(list(_OFTEN), list(_OFTEN.values()), k=STEPS_OF_A_RUN - 1)
-    return (*steps, *(Step(op, _draw_arguments(op, rng)) for op in ops))
+Item = With | Step | Cut
+Run = Sequence[Item]
 
 
-def _draw_arguments(op: Op, rng: random.Random) -> tuple[int, ...]:
-    match op:
-        case Op.ASK | Op.SEND:
-            count = rng.choice([1, 1, 2, 3, 6])
-            filler = rng.choice([0, 1, 8, 40, 200, 900, 2500])
-            if op is Op.ASK and not filler:
-                # Now and then more than the host reads in one go.
-                count = rng.choice([1, 2, 5, 5, 5, 70])
-            return (count, filler, int(rng.random() < 0.6))
-        case Op.BATCH:
-            return (rng.randint(2, 8), rng.choice([0, 8, 40, 300]), int(rng.random() < 0.6))
-        case Op.EXTERNAL:
-            return (rng.choice([1, 512, 2048]),)
-        case Op.QUOTA:
-            return (rng.choice([1, 2, 5, 1024]),)
-        case _:
-            return tuple(rng.randint(least, most) for least, most in ARGUMENTS[op])
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What the :class:`With` items of a run come to."""
+
+    pipe: bool = False
+    """VMBUS_CHANNEL_INIT_FLAG_IS_PIPE."""
+    force_new: bool = False
+    """VMBUS_SERVER_CHANNEL_INIT_FLAG_FORCE_NEW_CHANNEL."""
+    inferred: Inferred = DEFAULTS
 
 
-def draw_cut(seed: int, step: int, after: int) -> Cut:
-    """Draw how the machine is saved and restored at a point of a drawn run."""
-    rng = random.Random(f"cut {seed} {step} {after}")
-    (mode,) = rng.choices(list(_MODES), list(_MODES.values()))
-    return Cut(after, mode, rng.choice(list(Signals)), rng.choice([0, rng.randint(1, 10**6)]))
+def setup_of(run: Run) -> Setup:
+    """Gather the settings of a run; raises :class:`BadRun` for a word that is none."""
+    words = [item.word for item in run if isinstance(item, With)]
+    try:
+        inferred = parse_inferred(word for word in words if word not in FLAGS)
+    except ValueError as error:
+        raise BadRun(f"{error}; or {' or '.join(FLAGS)}") from None
+    return Setup("pipe" in words, "force-new" in words, inferred)
+
+
+def steps_of(run: Run) -> list[Step]:
+    """Return the steps of a run alone."""
+    return [item for item in run if isinstance(item, Step)]
 
 
 def format_run(run: Run) -> str:
@@ -228,14 +228,20 @@ def format_run(run: Run) -> str:
     return "; ".join(map(str, run))
 
 
-def parse_run(text: str) -> list[Step | Cut]:
+def parse_run(text: str) -> list[Item]:
     """Read a run: steps and cuts with ``;`` between them; raises :class:`BadRun`."""
-    return [_parse_step(part.split()) for part in text.split(";") if part.strip()]
+    run = [_parse_step(part.split()) for part in text.split(";") if part.strip()]
+    setup_of(run)
+    return run
 
 
-def _parse_step(words: list[str]) -> Step | Cut:
+def _parse_step(words: list[str]) -> Item:
     text = " ".join(words)
     name, *rest = words
+    if name == "with":
+        if len(rest) != 1:
+            raise BadRun(f"{text!r}: give one word, such as pipe or pause=outgoing-too")
+        return With(rest[0])
     if name == "cut":
         if len(rest) != 4:
             raise BadRun(
@@ -253,7 +259,9 @@ def _parse_step(words: list[str]) -> Step | Cut:
         op = Op(name)
     except ValueError:
         known = ", ".join(op.value for op in Op)
-        raise BadRun(f"{text!r}: there is no step {name!r}; the steps are: cut, {known}") from None
+        raise BadRun(
+            f"{text!r}: there is no step {name!r}; the steps are: with, cut, {known}"
+        ) from None
     limits = ARGUMENTS[op]
     if len(rest) != len(limits):
         raise BadRun(f"{text!r}: {name} has {len(limits)} arguments, here are {len(rest)}")

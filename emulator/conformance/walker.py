@@ -17,7 +17,15 @@ from collections import deque
 from collections.abc import Callable, Generator
 from typing import TypeVar
 
-from emulator.conformance.ledger import PAGE, External, Ledger, Request, body, completion
+from emulator.conformance.ledger import (
+    PAGE,
+    External,
+    Ledger,
+    Request,
+    body,
+    completion,
+    framed,
+)
 from emulator.model.driver import COMPLETION, GPA_DIRECT, IN_BAND
 from emulator.model.ring import (
     WORD_IN,
@@ -33,6 +41,9 @@ from emulator.model.ring import (
     build_packet,
     gpa_direct_header,
 )
+
+_NO_TRANSACTION = 0xDEAD_BEEF_0000_0000
+"""An id that no host counts up to."""
 
 T = TypeVar("T")
 Walk = Generator[None, None, T]
@@ -57,13 +68,13 @@ def _store(word: int, value: int) -> Steps[None]:
 
 
 class Guest:
-    """A guest with one channel; the requests and answers it has not written wait in queues."""
+    """A guest's half of one channel; the requests and answers it has not written wait in queues."""
 
     def __init__(self, ledger: Ledger, doorbell: Callable[[], None], ram: bytearray) -> None:
         """Not open; ``doorbell`` is called when it rings."""
         self.ledger = ledger
-        self.irq = False
-        """An interrupt is on its way."""
+        self.irq = 0
+        """Interrupts on their way."""
         self.scheduled = False
         """It will run without an interrupt."""
         self._doorbell = doorbell
@@ -82,7 +93,8 @@ class Guest:
 
     def closed(self) -> None:
         """Forget all that concerned the connection."""
-        self.irq = self.scheduled = False
+        self.irq = 0
+        self.scheduled = False
         self._requests.clear()
         self._owed.clear()
         self._answers.clear()
@@ -114,7 +126,7 @@ class Guest:
     def external(self, size: int) -> Walk[None]:
         """Write a GPA-direct request, if a page of RAM is free for it."""
         page = next((page for page in range(1, 5) if page not in self.ledger.slots), None)
-        if page is None:
+        if page is None or self.ledger.pipe:
             return
         self.ledger.slots.add(page)
         external = External(page, size)
@@ -127,7 +139,13 @@ class Guest:
 
     def _new(self, filler: int, wants: bool, external: External | None = None) -> Request:
         self.ledger.requests += 1
+        wants = wants and not self.ledger.pipe
         return Request(self.ledger.requests, filler, wants, external)
+
+    def stray(self) -> Walk[None]:
+        """Complete a transaction that nobody has begun."""
+        if (yield from self._put(build_packet(COMPLETION, _NO_TRANSACTION, completion(0)))):
+            self.ledger.strays += 1
 
     # Writing.
 
@@ -149,7 +167,7 @@ class Guest:
         # Noted first: the host may read them before this guest runs on.
         for request in requests:
             self.ledger.guest_writes(request)
-        done = yield from self._put(*map(_packet, requests))
+        done = yield from self._put(*(_packet(each, self.ledger.pipe) for each in requests))
         if not done:
             self.ledger.guest_found_no_room(len(requests))
         return done
@@ -175,7 +193,8 @@ class Guest:
         """
         if not (self.irq or self.scheduled):
             return
-        self.irq = self.scheduled = False
+        self.irq = max(self.irq - 1, 0)
+        self.scheduled = False
         while True:
             yield from walk(self.down, _store(WORD_MASK, 1))
             while (yield from self._take()):
@@ -233,8 +252,10 @@ class Guest:
             self._owed.append((packet.transaction_id, number))
 
 
-def _packet(request: Request) -> bytes:
+def _packet(request: Request, pipe: bool) -> bytes:
     payload = body(request.number, request.filler)
+    if pipe:
+        payload = framed(payload)
     flags = int(request.completion)
     if request.external is None:
         return build_packet(IN_BAND, request.number, payload, flags=flags)
