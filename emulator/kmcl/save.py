@@ -38,6 +38,7 @@ _LIB = struct.Struct("<IIBBHIQ")
 _COMPLETION = struct.Struct("<Q")
 _END = struct.Struct("<II")
 _CRC_OFFSET: Final = 16
+_PLACE_OFFSET: Final = 8
 
 
 class StreamError(Exception):
@@ -134,6 +135,17 @@ def encode_packet_record(record: PacketRecord) -> bytes:
     return rest[:4] + crc.to_bytes(4, "little") + rest[8:] + record.payload
 
 
+def peek_packet_record(data: bytes) -> tuple[int, bool, int]:
+    """Return place, whether it waits, and payload bytes of LibBuf; it may be damaged all the same.
+
+    Raises :class:`StreamError` with DATA_ERROR for one that is too short.
+    """
+    if len(data) < _LIB.size:
+        raise StreamError(NtStatus.DATA_ERROR, f"a packet record of {len(data)} bytes is too short")
+    place, waits = data[_PLACE_OFFSET], data[_PLACE_OFFSET + 1]
+    return place, bool(waits), len(data) - _LIB.size
+
+
 def decode_packet_record(data: bytes) -> PacketRecord:
     """Decode LibBuf; raises :class:`StreamError` with INVALID_PARAMETER."""
     if len(data) < _LIB.size:
@@ -202,12 +214,18 @@ class StreamWriter:
 
 
 class StreamReader:
-    """Takes a stream buffer by buffer and checks that it is whole and in order."""
+    """Takes a stream buffer by buffer and checks that it is whole, in order, and as its head says.
+
+    What must hold for :class:`SavedOutgoing` is checked without LibBuf's checksum, which is
+    VmbPacketRestore's.
+    """
 
     def __init__(self) -> None:
         """Expect the first chunk."""
         self._index = 0
         self._crc = 0
+        self._head: SavedChannel | None = None
+        self._queue_has_begun = False
         self._packets = 0
         self._completions = 0
         self._ended = False
@@ -271,11 +289,13 @@ class StreamReader:
             raise StreamError(NtStatus.DATA_ERROR, f"{where} is out of place")
         match record:
             case SavedChannel():
-                pass
+                self._head = record
             case SavedOutgoing():
                 self._packets += 1
+                self._packet_in_order(record, where)
             case SavedCompletion():
                 self._completions += 1
+                self._queue_has_begun = True
             case StreamEnd():
                 if (record.packets, record.completions) != (self._packets, self._completions):
                     raise StreamError(
@@ -286,6 +306,34 @@ class StreamReader:
                 self._ended = True
             case _:
                 assert_never(record)
+        head = self._head
+        assert head is not None
+        too_many = self._packets > head.packets or self._completions > head.completions
+        if too_many or (
+            self._ended and (self._packets, self._completions) != (head.packets, head.completions)
+        ):
+            raise StreamError(
+                NtStatus.DATA_ERROR,
+                f"{where}: {self._packets} packets and {self._completions} completions have come; "
+                f"the first chunk counts {head.packets} and {head.completions}",
+            )
+
+    def _packet_in_order(self, record: SavedOutgoing, where: str) -> None:
+        assert self._head is not None
+        place, _, size = peek_packet_record(record.lib_buffer)
+        if place != SavedPlace.IN_RING:
+            self._queue_has_begun = True
+        elif self._queue_has_begun:
+            raise StreamError(
+                NtStatus.DATA_ERROR,
+                f"{where} has a packet in the ring behind those that are queued",
+            )
+        if size > self._head.largest_payload:
+            raise StreamError(
+                NtStatus.DATA_ERROR,
+                f"{where} has a packet of {size} bytes; the largest should have "
+                f"{self._head.largest_payload}",
+            )
 
 
 def _decode_body(kind: int, body: bytes, where: str) -> Record:

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, assert_never
 
 from emulator.kmcl.config import RestoredPacket, SavedPacket, SavePacket
+from emulator.kmcl.errors import KmclError
 from emulator.kmcl.inferred import (
     FailedQueue,
     GrowingPacket,
@@ -43,6 +44,7 @@ from emulator.kmcl.save import (
     StreamWriter,
     decode_packet_record,
     encode_packet_record,
+    peek_packet_record,
 )
 from emulator.kmcl.states import Connection, OutgoingState, Queue, Restore, Run
 from emulator.wire.ntstatus import NtStatus
@@ -210,15 +212,28 @@ class RestoreSession:
                 case SavedOutgoing():
                     self._restore_packet(record)
                 case SavedCompletion():
-                    self._channel.traffic.queue_completion(
-                        QueuedCompletion(record.transaction_id, record.payload)
-                    )
+                    self._restore_completion(record)
                 case StreamEnd():
                     pass
                 case _:
                     assert_never(record)
 
+    def _restore_completion(self, record: SavedCompletion) -> None:
+        channel = self._channel
+        if channel.is_pipe:
+            raise StreamError(NtStatus.INVALID_PARAMETER, "a pipe has no completions")
+        try:
+            channel.check_fits(record.payload)
+        except KmclError as error:
+            raise StreamError(NtStatus.INVALID_PARAMETER, error.text) from None
+        channel.traffic.queue_completion(QueuedCompletion(record.transaction_id, record.payload))
+
     def _restore_packet(self, record: SavedOutgoing) -> None:
+        _, waits, _ = peek_packet_record(record.lib_buffer)
+        if waits and self._channel.is_pipe:
+            raise StreamError(
+                NtStatus.INVALID_PARAMETER, "a packet waits for a completion; a pipe has none"
+            )
         callback = self._channel.restore_packet_callback
         self._expected = record.lib_buffer
         if callback is None:
