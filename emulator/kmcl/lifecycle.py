@@ -461,6 +461,13 @@ class LifeCycle(ConfiguredChannel):
     def _refuse_in_callback(self, what: str) -> None:
         if self._callback is not None:
             raise self._misuse(f"{what} inside {self._callback}")
+        for subchannel in self._subchannels:
+            # What moves a primary moves its sub-channels: all of them or none.
+            if subchannel._callback is not None:
+                name = subchannel.friendly_name
+                raise self._misuse(
+                    f"{what} inside {subchannel._callback} of its sub-channel {name}"
+                )
 
     def _misuse(self, text: str) -> KmclError:
         return KmclError(NtStatus.INVALID_DEVICE_STATE, f"{self.friendly_name}: {text}")
