@@ -48,6 +48,7 @@ from emulator.kmcl.countdown import countdown
 from emulator.link import Post, Region, Session, StateRefused, Status
 from emulator.machine.config import HostConfig
 from emulator.machine.doorbells import add_doorbell, poll_for
+from emulator.machine.draining import Draining
 from emulator.machine.guestlog import vm_logger
 from emulator.machine.hoststate import (
     STATE_VERSION,
@@ -77,9 +78,6 @@ from emulator.wire.packet import GpaRange
 
 log = logging.getLogger(__name__)
 
-_NAMED = 8
-"""Packets that an error names."""
-
 
 class VmbusHost:
     """The VMBus host of one VM. Everything runs on one event loop; nothing blocks.
@@ -106,6 +104,7 @@ class VmbusHost:
         self.tracing = Tracing(self)
         self.frontend_gone: Callable[[], None] = lambda: None
         """Called when a connection to QEMU has ended and the guest is forgotten."""
+        self._draining = Draining(self._log, self.undrained)
         self._signals = GuestSignals(self._memory)
         self._bus = self._make_bus()
         self._slots = Slots()
@@ -248,6 +247,7 @@ class VmbusHost:
 
     def resumed(self) -> None:
         """Run the devices."""
+        self._draining.over()
         self._stopped = False
         self._signals.triggers.run(True)
         self.tracing.event(Event.RESUMED)
@@ -260,10 +260,12 @@ class VmbusHost:
         self._signals.triggers.run(False)
 
         def drained() -> None:
+            self._draining.over()
             self._stopped = True
             self.tracing.event(Event.STOPPED)
             done()
 
+        self._draining.begin()
         if not self.devices:
             drained()
         paused = countdown(len(self.devices), drained)
@@ -277,10 +279,8 @@ class VmbusHost:
     def save(self) -> bytes:
         """Encode the host; raises :class:`StateRefused`."""
         if not self._stopped:
-            waits = self.undrained()
-            more = f", and {len(waits) - _NAMED} more" if len(waits) > _NAMED else ""
-            held = ", ".join(waits[:_NAMED]) or "the guest's virtual CPUs run"
-            raise StateRefused(f"the devices have not come to rest: {held}{more}")
+            held = self._draining.waits_for() or "the guest's virtual CPUs run"
+            raise StateRefused(f"the devices have not come to rest: {held}")
         try:
             state = HostState(
                 version=STATE_VERSION,
@@ -379,6 +379,7 @@ class VmbusHost:
         self.tracing.event(Event.QEMU_GONE, "" if error is None else str(error))
         if not self._stopped:
             self.stopping(lambda: None)
+            self._draining.over()
         self.reset()
         self._memory.close()
         if self._code is not None:

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import struct
 from collections.abc import AsyncIterator
 
@@ -12,6 +14,7 @@ import pytest_asyncio
 
 from emulator.conformance.rig import Rig as KmclRig
 from emulator.link import Session, StateRefused
+from emulator.machine import draining
 from emulator.machine.config import DeviceConfig, HostConfig
 from emulator.machine.host import VmbusHost
 from tests.model import frontend as fe
@@ -178,3 +181,46 @@ async def test_a_save_before_the_devices_are_at_rest_names_the_packets(rig: Rig)
     kmcl.vsp.drain()
     assert over
     assert rig.host.save()
+
+
+async def test_a_stop_that_takes_long_is_told_with_the_packets(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kmcl = KmclRig(answer=False).running()
+    kmcl.vsp.drain_in_suspend = False
+    kmcl.guest.request(7)
+    kmcl.ring()
+    rig.host.resumed()
+    (device,) = rig.host.devices.values()
+    device.channels = {"data": kmcl.channel}
+    told: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+    class Heard(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            told.set_result(record.getMessage())
+
+    logger, heard = logging.getLogger("emulator.machine.host"), Heard(logging.WARNING)
+    logger.addHandler(heard)
+    monkeypatch.setattr(draining, "TELL_SECONDS", 0.0)
+    try:
+        rig.host.stopping(lambda: None)
+        text = await asyncio.wait_for(told, 10)
+    finally:
+        logger.removeHandler(heard)
+    held = "probe/data: request 0x7 of the guest, which the VSP holds"
+    assert text.endswith(f"the machine has not stopped within 0 s; it waits for {held}")
+    kmcl.vsp.drain()
+
+
+async def test_a_stop_that_is_over_is_not_told(
+    rig: Rig, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(draining, "TELL_SECONDS", 0.0)
+    rig.host.resumed()
+    over: list[bool] = []
+    rig.host.stopping(lambda: over.append(True))
+    assert over
+    turned = asyncio.Event()
+    asyncio.get_running_loop().call_later(0.0, turned.set)
+    await turned.wait()
+    assert "has not stopped" not in caplog.text
