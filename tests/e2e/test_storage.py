@@ -16,12 +16,14 @@ from emulator.machine.snapshot import SnapshotError
 from emulator.machine.vm import VirtualMachine
 from tests.e2e.conftest import ConfigMaker, MadeVm
 from tests.e2e.shell import run, shell
+from tests.unit.devices.storage.test_nbd import Server
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.e2e]
 
-PATIENCE = 180
+PATIENCE = 60
 MIB = 1 << 20
 UUID = "8f2f6a3c-5d1e-4c57-9f0e-3a7b6d2c1e90"
+SIZES = (("rw", 16), ("ro", 3), ("dvd", 2), ("direct", 1), ("added", 4), ("ide", 5))
 LOAD = (
     "cd /lib/modules/$(uname -r) && insmod hv_vmbus.ko && "
     "modprobe sd_mod && modprobe sr_mod && modprobe hv_storvsc"
@@ -76,16 +78,26 @@ async def test_a_guest_uses_disks_and_a_dvd(
 ) -> None:
     paths = {
         name: image(tmp_path / f"{name}.img", size * MIB, size)
-        for name, size in (("rw", 16), ("ro", 3), ("dvd", 2), ("null", 1), ("added", 4))
+        for name, size in (
+            ("rw", 16),
+            ("ro", 3),
+            ("dvd", 2),
+            ("direct", 1),
+            ("added", 4),
+            ("ide", 5),
+        )
     }
     luns = (
         {"lun": 0, "path": str(paths["rw"]), "uuid": UUID, "serial": "RW-1"},
         {"lun": 3, "path": str(paths["ro"]), "read_only": True},
         {"lun": 7, "path": str(paths["dvd"]), "medium": "dvd"},
-        {"lun": 63, "path": str(paths["null"]), "direct": True},
+        {"lun": 63, "path": str(paths["direct"]), "direct": True},
+    )
+    ide = DeviceConfig(
+        "ide", "ide", options={"disk": {"path": str(paths["ide"])}, "channel": 1, "device": 0}
     )
     append = "quiet vmbus.init=shell"
-    vm = await make_vm(make_config(append=append, smp=2, devices=(controller(*luns),)))
+    vm = await make_vm(make_config(append=append, smp=2, devices=(controller(*luns), ide)))
     await vm.boot()
     async with asyncio.timeout(PATIENCE):
         await shell(vm)
@@ -108,8 +120,12 @@ async def test_a_guest_uses_disks_and_a_dvd(
         assert await run(vm, f"cat {about}/wwid") == [f"t10.Msft    {UUID.replace('-', '')}"]
         assert (await run(vm, f"tail -c +5 {about}/vpd_pg80; echo"))[-1] == "RW-1"
         assert await run(vm, f"cat /sys/block/{ro[5:]}/ro") == ["1"]
-        for device, name in ((rw, "rw"), (ro, "ro"), (last, "null"), ("/dev/sr0", "dvd")):
+        for device, name in ((rw, "rw"), (ro, "ro"), (last, "direct"), ("/dev/sr0", "dvd")):
             assert await guest_md5(vm, device) == md5(content(paths[name]))
+
+        await appears(vm, "/sys/bus/scsi/devices/1:0:0:0/block/*")
+        accelerated = (await run(vm, "ls /sys/bus/scsi/devices/1:0:0:0/block"))[-1]
+        assert await guest_md5(vm, f"/dev/{accelerated}") == md5(content(paths["ide"]))
 
         # What is written and flushed is in the file.
         await run(vm, f"dd if={ro} of={rw} bs=64k seek=16 conv=fsync 2> /dev/null")
@@ -117,7 +133,7 @@ async def test_a_guest_uses_disks_and_a_dvd(
         expected[MIB : 4 * MIB] = content(paths["ro"])
         assert content(paths["rw"]) == expected
         await run(vm, f"dd if={ro} of={last} bs=512 count=9 seek=3 oflag=direct 2> /dev/null")
-        assert content(paths["null"])[1536 : 1536 + 9 * 512] == content(paths["ro"])[: 9 * 512]
+        assert content(paths["direct"])[1536 : 1536 + 9 * 512] == content(paths["ro"])[: 9 * 512]
         await run(vm, f"! dd if=/dev/zero of={ro} bs=4k count=1 conv=fsync 2> /dev/null")
 
         # Blocks that are given back are gone from the file, and read as zeroes.
@@ -149,6 +165,43 @@ async def test_a_guest_uses_disks_and_a_dvd(
         complaints = await run(vm, "dmesg -r | grep -E '^<[0-3]>' | grep -v vmbus-guest; true")
         # The two refusals above, and nothing else.
         assert [line for line in complaints if "sr0" not in line and ro[5:] not in line] == []
+
+
+async def test_a_disk_that_does_not_answer_makes_the_save_fail_and_the_guest_goes_on(
+    make_config: ConfigMaker, make_vm: MadeVm, tmp_path: Path
+) -> None:
+    server = Server(tmp_path / "nbd")
+    config = make_config(
+        append="quiet vmbus.init=shell",
+        devices=(controller({"nbd": server.uri}),),
+        qemu_args=("-global", "vmbus-user.stop-timeout-ms=700"),
+    )
+    vm = await make_vm(config)
+    await vm.boot()
+    async with asyncio.timeout(PATIENCE):
+        await shell(vm)
+        await run(vm, LOAD)
+        device = await disk_at(vm, 0)
+        assert await guest_md5(vm, device) == md5(bytes(server.content))
+        server.go_on.clear()
+        await run(vm, f"dd if=/dev/zero of={device} bs=4k seek=8 count=1 oflag=direct & sleep 1")
+        with pytest.raises(
+            SnapshotError, match=r"not completed: disk: LUN 0: WRITE_10 of 4096 bytes at 32768"
+        ):
+            await vm.save(tmp_path / "snapshot")
+        assert not (tmp_path / "snapshot").exists()
+        assert await run(vm, "echo the guest runs") == ["the guest runs"]
+        server.go_on.set()
+        await run(vm, "wait")
+        await vm.save(tmp_path / "snapshot")
+        await vm.kill()
+        again = await make_vm(config)
+        await again.restore(tmp_path / "snapshot")
+        assert await guest_md5(again, device) == md5(bytes(server.content))
+        assert server.content[32768:36864] == bytes(4096)
+        # Executed once, by whichever process.
+        assert [kind for kind, _, offset, _ in server.requests if kind == 1] == [1]
+    server.close()
 
 
 async def test_a_disk_under_load_survives_save_kill_and_restore(

@@ -29,10 +29,22 @@ _PRODUCT: Final = {Medium.DISK: "Virtual Disk", Medium.DVD: "Virtual DVD-ROM"}
 
 
 class Controller:
-    """One target with up to 64 LUNs. ``identity`` makes the UUID of a LUN that was given none."""
+    """One target with up to 64 LUNs. ``identity`` makes the UUID of a LUN that was given none.
 
-    def __init__(self, name: str, identity: Callable[[int], uuid.UUID]) -> None:
+    With ``anywhere`` it is at every path and target, and not only at 0 and 0. An IDE accelerator
+    is: its offer says where the disk is, and guests need not repeat it (Linux has path 0 for both
+    IDE channels, storvsc_queuecommand).
+    """
+
+    def __init__(
+        self,
+        name: str,
+        identity: Callable[[int], uuid.UUID],
+        *,
+        anywhere: bool = False,
+    ) -> None:
         self.name = name
+        self.anywhere = anywhere
         self._identity = identity
         self.luns: dict[int, ActiveLun] = {}
         self._leaving: list[ActiveLun] = []

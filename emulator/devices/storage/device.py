@@ -82,10 +82,13 @@ class StorageDevice(Device):
         *,
         sub_channels: int,
         max_version: StorVersion,
+        anywhere: bool = False,
     ) -> None:
         """Open the disks and make the primary channel; raises :class:`DeviceStateError`."""
         super().__init__(name, vm, port)
-        self.controller = Controller(name, lambda lun: self.instance_guid(f"lun{lun}"))
+        self.controller = Controller(
+            name, lambda lun: self.instance_guid(f"lun{lun}"), anywhere=anywhere
+        )
         self.controller.changed = self._luns_changed
         self._most_sub_channels = sub_channels
         self._max_version = max_version

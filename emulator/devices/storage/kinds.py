@@ -58,6 +58,7 @@ class IdeDevice(StorageDevice):
             (options.disk,),
             sub_channels=0,
             max_version=version_named(options.max_version),
+            anywhere=True,
         )
 
     @classmethod

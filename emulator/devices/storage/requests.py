@@ -149,7 +149,7 @@ class Requests:
             return
         pieces = list(first(pieces, srb.transfer_length))
         data_in = srb.data_in == DataIn.READ
-        here = not (srb.path_id or srb.target_id)
+        here = self._is_here(srb)
         active = self._controller.luns.get(srb.lun) if here else None
         if active is None:
             nobody = SrbStatus.INVALID_LUN if here else SrbStatus.INVALID_TARGET_ID
@@ -158,12 +158,15 @@ class Requests:
             return
         active.execute(cdb, pieces, data_in, lambda outcome: _complete(packet, srb, outcome))
 
+    def _is_here(self, srb: ScsiRequest) -> bool:
+        return self._controller.anywhere or not (srb.path_id or srb.target_id)
+
     def reset(self, packet: IncomingPacket, operation: int) -> None:
         """Have what is under way end; only then is the reset over, and what comes later begun."""
         luns = list(self._controller.luns.values())
         if operation == Operation.RESET_LUN:
             srb = ScsiRequest.parse(packet.payload)
-            found = None if srb.path_id or srb.target_id else self._controller.luns.get(srb.lun)
+            found = self._controller.luns.get(srb.lun) if self._is_here(srb) else None
             if found is None:
                 packet.complete(answer(packet.payload, VstorStatus.DEVICE_DOES_NOT_EXIST))
                 return

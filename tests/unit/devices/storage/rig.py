@@ -194,6 +194,7 @@ class Rig:
         lane: int = 0,
         offset: int = 0,
         path: int = 0,
+        target: int = 0,
         transfer: int | None = None,
     ) -> tuple[int, list[memoryview]]:
         """Send a command; returns its transaction and the guest's buffer."""
@@ -202,7 +203,7 @@ class Rig:
         number = next(self._ids)
         srb = struct.pack(
             "<HBBBBBBBBBBI16s4sHBBIII",
-            *(52, 0, 0, 0, path, 0, lun, len(cdb), 20, direction, 0),
+            *(52, 0, 0, 0, path, target, lun, len(cdb), 20, direction, 0),
             *(length if transfer is None else transfer, cdb, b"", 0, 0, 0x20, 0, 0, 0),
         )
         payload = struct.pack("<III", EXECUTE_SRB, 1, 0) + srb

@@ -69,13 +69,17 @@ async def test_a_host_is_made_with_options_and_refuses_bad_ones() -> None:
 
 
 async def test_the_ide_accelerator_is_offered_for_its_disk() -> None:
-    rig = Rig({"disk": {"null_size": 1 << 20}, "channel": 1, "device": 0}, kind="ide").start()
+    rig = Rig({"disk": {"null_size": 1 << 20}, "channel": 1, "device": 1}, kind="ide").start()
     (offer,) = rig.port.offers
     assert offer.interface == IDE_INTERFACE
-    assert str(offer.instance) == "00000001-0000-8899-0000-000000000000"
-    assert struct.unpack("<HBBII", offer.user_defined[:12]) == (0, 1, 0, 0, 2)
+    assert str(offer.instance) == "00000001-0001-8899-0000-000000000000"
+    assert struct.unpack("<HBBII", offer.user_defined[:12]) == (0, 1, 1, 0, 2)
     await rig.initialise()
-    assert (await rig.command(cdb10(0x28, 0, 8), room=4096)).good
+    # The offer says where the disk is; Linux asks at path 0 for either channel.
+    for where in ({"path": 1, "target": 1}, {"target": 1}, {}):
+        assert (await rig.command(cdb10(0x28, 0, 8), room=4096, **where)).good
+        assert (await rig.command(cdb10(0x25), room=8, **where)).good
+    assert (await rig.command(cdb10(0x25), room=8, lun=1)).srb_status == 0x20
     for bad in ({"disk": {"null_size": 512, "lun": 1}}, {"disk": {"medium": "dvd"}}):
         with pytest.raises(DeviceStateError, match="one disk, at LUN 0"):
             make_device("ide", "disk", "vm", Port(), bad)
