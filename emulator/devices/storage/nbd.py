@@ -7,7 +7,8 @@ handshake with NBD_OPT_GO, simple replies, many requests under way. Data go betw
 the guest's memory without a copy of ours.
 
 The handshake blocks, for :data:`PATIENCE_SECONDS` at most; everything after it is done by the event
-loop. A server that has gone away fails what is under way and all that comes.
+loop. A server that has gone away fails what is under way and all that comes. It has to take two
+connections at a time: a restore opens its disks before it lets go of those that there were.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ DAEMON = shutil.which("qemu-storage-daemon")
 
 
 class Server:
-    """An NBD server for one connection after the other, in a thread, in order."""
+    """An NBD server, each connection in a thread of its own; it answers in order."""
 
     def __init__(self, path: Path, *, flags: int = 0x6D, say: bytes = b"") -> None:
         self.uri = f"nbd+unix:///disk?socket={path}"
@@ -50,8 +50,11 @@ class Server:
         with contextlib.suppress(OSError, EOFError):
             while True:
                 self.connection, _ = self._listening.accept()
-                with self.connection, contextlib.suppress(OSError, EOFError):
-                    self._talk(self.connection)
+                threading.Thread(target=self._meet, args=(self.connection,), daemon=True).start()
+
+    def _meet(self, peer: socket.socket) -> None:
+        with peer, contextlib.suppress(OSError, EOFError):
+            self._talk(peer)
 
     def _talk(self, peer: socket.socket) -> None:
         if self._say:
