@@ -75,6 +75,13 @@ class Backend(ABC):
         """Make a range read as zeroes."""
 
     @abstractmethod
+    def let_go_of_memory(self, seconds: float) -> bool:
+        """Have nothing that is under way touch the guest's memory any more.
+
+        It may wait so long; False if something still does then. Each request ends all the same.
+        """
+
+    @abstractmethod
     def stamp(self) -> Stamp:
         """Return what a snapshot has to know of the contents; raises OSError."""
 
@@ -123,6 +130,10 @@ class NullBackend(Backend):
     def zero(self, offset: int, length: int, unmap: bool, done: Done) -> None:
         """It is nothing already."""
         _soon(done)
+
+    def let_go_of_memory(self, seconds: float) -> bool:
+        """It never has."""
+        return True
 
     def stamp(self) -> Stamp:
         """There are no contents."""

@@ -163,6 +163,20 @@ class Controller:
         if backend is not None:
             active.when_idle(backend.close)
 
+    def let_go_of_memory(self, seconds: float) -> None:
+        """Have nothing that is under way touch the guest's memory any more; wait so long at most
+        for each LUN.
+        """
+        for active in (*self.luns.values(), *self._leaving):
+            backend = active.backend
+            if backend is not None and active.flights and not backend.let_go_of_memory(seconds):
+                log.error(
+                    "%s: LUN %d still uses the memory of a guest that is gone: %s",
+                    self.name,
+                    active.options.lun,
+                    ", ".join(active.flights),
+                )
+
     # Save and restore.
 
     def pending(self) -> list[str]:

@@ -63,6 +63,8 @@ log = logging.getLogger(__name__)
 
 QUEUE_DEPTH: Final = 256
 """Requests of one channel that are under way at most; the others wait in the ring."""
+LET_GO_SECONDS: Final = 1.0
+"""How long the close of a channel waits, with all else, for reads and writes of its memory."""
 SLOW_SECONDS: Final = 3.0
 """A pause that takes longer names what it waits for: before QEMU's own patience (5 s) ends."""
 
@@ -147,6 +149,9 @@ class StorageDevice(Device):
             active.unit.removal_prevented = False
 
     def _suspended(self, channel: ServerChannel) -> None:
+        if channel.connection is Connection.CLOSING:
+            # After a reset the memory is another guest's as soon as this returns, or before.
+            self.controller.let_go_of_memory(LET_GO_SECONDS)
         if self.controller.luns:
             asyncio.get_running_loop().call_later(SLOW_SECONDS, self._tell_slow, channel)
 

@@ -20,7 +20,7 @@ import os
 import socket
 import struct
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from enum import IntEnum, IntFlag
 from typing import Final, NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -275,6 +275,18 @@ class NbdDisk(Backend):
         for each in waiting:
             each.done(error)
 
+    def let_go_of_memory(self, seconds: float) -> bool:
+        """See :class:`Backend`: what is to be sent is copied, what comes is read and dropped."""
+        self._out = deque(memoryview(bytes(piece)) for piece in self._out)
+        scratch = {
+            handle: _UnderWay(each.done, _like(each.into))
+            for handle, each in self._under_way.items()
+        }
+        self._under_way.update(scratch)
+        if self._answered is not None:
+            self._wanted = deque(_like(self._wanted))
+        return True
+
     def stamp(self) -> Stamp:
         """See :class:`Backend`; when an export was written last is not known."""
         return Stamp(self.size)
@@ -303,6 +315,11 @@ def _drop(pieces: deque[memoryview], size: int) -> None:
             return
         size -= first.nbytes
         pieces.popleft()
+
+
+def _like(pieces: Iterable[memoryview]) -> list[memoryview]:
+    """Return memory of ours as large as the pieces."""
+    return [memoryview(bytearray(piece.nbytes)) for piece in pieces]
 
 
 def _handshake(sock: socket.socket, name: str) -> Export:

@@ -178,6 +178,10 @@ class RawFile(Backend):
         ]
         self._write(pieces, offset, False)
 
+    def let_go_of_memory(self, seconds: float) -> bool:
+        """See :class:`Backend`: a system call under way can only be waited for."""
+        return self._workers.quiet(seconds)
+
     def stamp(self) -> Stamp:
         """See :class:`Backend`; when a block device was written last is not known."""
         written = 0 if self._is_block else os.fstat(self._fd).st_mtime_ns

@@ -13,7 +13,7 @@ import os
 from collections import deque
 from collections.abc import Callable
 from queue import SimpleQueue
-from threading import Thread
+from threading import Condition, Thread
 from typing import Final
 
 from emulator.devices.storage.backend import Done
@@ -35,6 +35,8 @@ class Workers:
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         self._ended: deque[tuple[Done, OSError | None]] = deque()
         self._under_way = 0
+        self._unfinished = 0
+        self._finished = Condition()
         self._event = -1
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -49,6 +51,8 @@ class Workers:
             thread = Thread(target=self._work, name=self._name, daemon=True)
             self._threads.append(thread)
             thread.start()
+        with self._finished:
+            self._unfinished += 1
         self._jobs.put((call, done))
 
     def _work(self) -> None:
@@ -60,6 +64,9 @@ class Workers:
             except OSError as error:
                 failure = error
             self._ended.append((done, failure))
+            with self._finished:
+                self._unfinished -= 1
+                self._finished.notify_all()
             # Full means that the loop is to wake up anyway.
             with contextlib.suppress(BlockingIOError):
                 os.eventfd_write(self._event, 1)
@@ -71,6 +78,14 @@ class Workers:
             done, failure = self._ended.popleft()
             self._under_way -= 1
             done(failure)
+
+    def quiet(self, seconds: float) -> bool:
+        """Wait until every call has returned; False if that takes longer.
+
+        Their ``done`` is called later, by the event loop as always.
+        """
+        with self._finished:
+            return self._finished.wait_for(lambda: not self._unfinished, seconds)
 
     def close(self) -> None:
         """End the threads; raises RuntimeError while a job is under way."""

@@ -14,6 +14,7 @@ import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -39,6 +40,9 @@ class Server:
         self.errors: list[int] = []
         self.go_on = threading.Event()
         self.go_on.set()
+        self.first = 1 << 20
+        """Bytes of a reply that are sent before :attr:`rest` is set."""
+        self.rest = threading.Event()
         self._flags, self._say = flags, say
         self._listening = socket.socket(socket.AF_UNIX)
         self._listening.bind(str(path))
@@ -90,10 +94,15 @@ class Server:
                 found = bytes(self.content[offset : offset + size])
             elif not error and kind in (1, 4, 6):
                 self.content[offset : offset + size] = data or bytes(size)
-            peer.sendall(struct.pack(">IIQ", 0x67446698, error, handle) + found)
+            reply = struct.pack(">IIQ", 0x67446698, error, handle) + found
+            peer.sendall(reply[: self.first])
+            if len(reply) > self.first:
+                self.rest.wait()
+                peer.sendall(reply[self.first :])
 
     def close(self) -> None:
         self.go_on.set()
+        self.rest.set()
         self._listening.shutdown(socket.SHUT_RDWR)
         self._listening.close()
 
@@ -251,6 +260,46 @@ async def test_a_pause_names_what_a_server_does_not_answer(serve: Callable[..., 
     assert (await again.command(cdb10(0x28, 8, 1), room=512)).data == b"x" * 512
     assert [kind for kind, *_ in server.requests].count(1) == 1
     again.device.close()
+
+
+@pytest.mark.parametrize("half", [False, True])
+async def test_a_channel_that_closes_has_its_memory_to_itself(
+    serve: Callable[..., Server], half: bool
+) -> None:
+    server = serve()
+    rig = await Rig({"luns": [{"nbd": server.uri}]}).start().initialise()
+    before = bytes(server.content[:4096])
+    server.go_on.clear()
+    _, read = rig.begin(cdb10(0x28, 8, 128), room=65536)
+    out = b"w" * 65536
+    _, written = rig.begin(cdb10(0x2A, 1024, 128), out=out)
+    if half:
+        # A part of the data has come already.
+        device: Any = rig.device
+        disk = device.controller.luns[0].backend
+        server.first = 5000
+        server.go_on.set()
+        while disk._answered is None or len(disk._wanted) == 0:
+            await _turn()
+    closed = asyncio.Event()
+    rig.port.channels[0].port_closed(closed.set)
+    had = [bytes(piece) for piece in read]
+    for piece in written:
+        piece[:] = bytes(piece.nbytes)
+    server.go_on.set()
+    server.rest.set()
+    await closed.wait()
+    assert [bytes(piece) for piece in read] == had
+    assert server.content[1024 * 512 : 1024 * 512 + 65536] == out
+    assert server.content[:4096] == before
+    rig.device.close()
+
+
+async def _turn() -> None:
+    """Let the event loop have one turn."""
+    turn = asyncio.Event()
+    asyncio.get_running_loop().call_soon(turn.set)
+    await turn.wait()
 
 
 @pytest.mark.skipif(DAEMON is None, reason="no qemu-storage-daemon here")

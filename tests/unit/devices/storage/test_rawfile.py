@@ -8,6 +8,7 @@ import errno
 import mmap
 import os
 import random
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -184,3 +185,29 @@ async def test_many_at_a_time(path: Path) -> None:
     file.close()
     found = content(path)
     assert all(found[n * 512] == n == found[n * 512 + 511] for n in range(200))
+
+
+async def test_calls_under_way_can_be_waited_for(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on = threading.Event()
+    fdatasync = os.fdatasync
+
+    def slow(fd: int) -> None:
+        go_on.wait()
+        fdatasync(fd)
+
+    monkeypatch.setattr(os, "fdatasync", slow)
+    file = opened(path, False)
+    assert file.let_go_of_memory(0)
+    flush = asyncio.create_task(finish(file.flush))
+    while not file._workers._under_way:
+        turn = asyncio.Event()
+        asyncio.get_running_loop().call_soon(turn.set)
+        await turn.wait()
+    assert not file.let_go_of_memory(0)
+    go_on.set()
+    assert file.let_go_of_memory(30)
+    assert not flush.done()
+    await flush
+    file.close()
