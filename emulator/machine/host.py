@@ -217,6 +217,9 @@ class VmbusHost:
         self.tracing.event(Event.RESET)
         self._deferred.clear()
         self._foreign = 0
+        for slot in self._slots.by_key.values():
+            # QEMU has dropped what was registered; a channel that takes time to close must not ask.
+            slot.registered = False
         self._bus.reset()
         self._pump()
 

@@ -78,7 +78,8 @@ class Backend(ABC):
     def let_go_of_memory(self, seconds: float) -> bool:
         """Have nothing that is under way touch the guest's memory any more.
 
-        It may wait so long; False if something still does then. Each request ends all the same.
+        It may wait so long; False if something still does then. Each request ends all the same, and
+        those that have ended by then may end from within this call.
         """
 
     @abstractmethod

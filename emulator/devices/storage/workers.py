@@ -80,12 +80,12 @@ class Workers:
             done(failure)
 
     def quiet(self, seconds: float) -> bool:
-        """Wait until every call has returned; False if that takes longer.
-
-        Their ``done`` is called later, by the event loop as always.
-        """
+        """Wait until every call has returned, and tell of it; False if that takes longer."""
         with self._finished:
-            return self._finished.wait_for(lambda: not self._unfinished, seconds)
+            finished = self._finished.wait_for(lambda: not self._unfinished, seconds)
+        if self._ended:
+            self._deliver()
+        return finished
 
     def close(self) -> None:
         """End the threads; raises RuntimeError while a job is under way."""

@@ -208,6 +208,6 @@ async def test_calls_under_way_can_be_waited_for(
     assert not file.let_go_of_memory(0)
     go_on.set()
     assert file.let_go_of_memory(30)
-    assert not flush.done()
+    assert not file._workers._under_way
     await flush
     file.close()
