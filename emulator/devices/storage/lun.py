@@ -171,7 +171,10 @@ class ActiveLun:
                 outcome = Outcome(SrbStatus.SUCCESS, ScsiStatus.GOOD, length)
             case Flush() | Unmap() | Zero() | Fill() | Compare() | Check():
                 outcome = Outcome(SrbStatus.SUCCESS, ScsiStatus.GOOD, 0 if data_in else room)
-        assert backend is not None, "the unit has let a command through without a medium"
+        if backend is None:
+            # It waited behind a reset, and the LUN was pulled meanwhile.
+            ended(Outcome(SrbStatus.INVALID_LUN))
+            return
         number = next(self._numbers)
         self._flights[number] = Flight(cdb, step)
 

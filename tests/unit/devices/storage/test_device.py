@@ -265,6 +265,28 @@ async def test_a_reset_waits_for_what_is_under_way_and_later_writes_wait_for_it(
     rig.device.close()
 
 
+async def test_a_lun_is_pulled_when_what_is_under_way_has_ended(disk: Path, gate: Gate) -> None:
+    rig = await Rig({"luns": [lun(disk), lun(disk, lun=1)]}).start().initialise()
+    write, _ = rig.begin(cdb10(WRITE_10, 0, 1), out=b"w" * 512)
+    reset = next(rig._ids)
+    rig.lanes[0].ends.request(reset, struct.pack("<III", RESET_LUN, 1, 0) + bytes(52))
+    # The first of them is told of the reset.
+    behind = [rig.begin(cdb10(READ_10, 0, 1), room=512)[0] for _ in range(2)]
+    device: Any = rig.device
+    pulled = asyncio.Event()
+    device.controller.pull(0, pulled.set)
+    assert (await rig.command(cdb10(READ_10, 0, 1), room=512)).srb_status == 0x20
+    assert (await rig.command(cdb10(READ_10, 0, 1), room=512, lun=1)).good
+    assert not pulled.is_set()
+    gate.let_go()
+    assert rig.result(await rig.answer(write), []).good
+    assert rig.result(await rig.answer(behind[0]), []).sense_codes == (6, 0x29, 3)
+    assert rig.result(await rig.answer(behind[1]), []).srb_status == 0x20
+    await pulled.wait()
+    assert content(disk)[:512] == b"w" * 512
+    rig.device.close()
+
+
 async def test_a_pause_waits_for_the_disk_and_says_for_what(
     disk: Path, gate: Gate, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
