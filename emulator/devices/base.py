@@ -58,6 +58,8 @@ class Device(ABC):
         self._vm = vm
         self._port = port
         self.channels: dict[str, ServerChannel] = {}
+        self.save_buffer = _SAVE_BUFFER
+        """Bytes of the buffer that SaveContinue gets, from 0; it gets more when it must have it."""
 
     @classmethod
     def make(cls, name: str, vm: str, port: ChannelPort, options: Mapping[str, Any]) -> Self:
@@ -108,7 +110,10 @@ class Device(ABC):
             name=self.name,
             kind=self.kind,
             version=self.state_version,
-            channels={role: save_channel(channel) for role, channel in self.channels.items()},
+            channels={
+                role: save_channel(channel, self.save_buffer)
+                for role, channel in self.channels.items()
+            },
             own=self.save_own(),
         )
 
@@ -147,14 +152,17 @@ class Device(ABC):
         return {}
 
 
-def save_channel(channel: ServerChannel) -> list[bytes]:
-    """Run the VmbChannelSaveBegin/Continue/End loop; returns the pieces in order."""
+def save_channel(channel: ServerChannel, buffer: int = _SAVE_BUFFER) -> list[bytes]:
+    """Run the VmbChannelSaveBegin/Continue/End loop; returns the pieces in order.
+
+    ``buffer`` is what SaveContinue is given in bytes, where it does not have to have more.
+    """
     pieces: list[bytes] = []
     status = channel.save_begin()
     if not status.is_success:
         raise DeviceStateError(f"SaveBegin failed: {status.name}")
     try:
-        size = _SAVE_BUFFER
+        size = buffer
         while True:
             result = channel.save_continue(size)
             if result.data:
@@ -163,7 +171,7 @@ def save_channel(channel: ServerChannel) -> list[bytes]:
                 case NtStatus.SUCCESS:
                     return pieces
                 case NtStatus.BUFFER_OVERFLOW | NtStatus.BUFFER_TOO_SMALL:
-                    size = max(_SAVE_BUFFER, result.bytes_required)
+                    size = max(buffer, result.bytes_required)
                 case _:
                     raise DeviceStateError(f"SaveContinue failed: {result.status.name}")
     finally:

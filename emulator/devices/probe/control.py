@@ -11,6 +11,7 @@ from typing import Final
 from emulator.devices.probe.protocol import (
     ANSWER_BIT,
     HEADER_SIZE,
+    VERSION,
     Header,
     MalformedProbe,
     ProbeType,
@@ -37,6 +38,7 @@ class ControlChannel:
         self._channel = channel
         self.seq = 0
         self.guest = ""
+        self.version = 1
         self._ready = asyncio.Event()
         self._waiting: dict[int, asyncio.Future[bytes]] = {}
 
@@ -53,9 +55,9 @@ class ControlChannel:
             if not future.done():
                 future.set_exception(GuestGone("the guest closed the probe's control channel"))
 
-    def restored(self, guest: str, seq: int) -> None:
+    def restored(self, guest: str, seq: int, version: int) -> None:
         """Take over from a snapshot."""
-        self.guest, self.seq = guest, seq
+        self.guest, self.seq, self.version = guest, seq, version
         if guest:
             self._ready.set()
 
@@ -67,8 +69,14 @@ class ControlChannel:
     async def ask(self, kind: ProbeType, body: bytes = b"") -> bytes:
         """Send a request and return the body of its answer.
 
-        Raises :class:`GuestGone` if the channel closes, MalformedProbe if the answer is not one.
+        Raises :class:`GuestGone` if the channel closes or the guest's probe is too old, and
+        MalformedProbe if the answer is not one.
         """
+        if kind >= ProbeType.GPADL_MAKE and kind < ProbeType.READY and self.version < VERSION:
+            raise GuestGone(
+                f"the guest's probe speaks version {self.version} of the protocol, and {kind.name} "
+                f"is of version {VERSION}; build its driver anew"
+            )
         if not self._ready.is_set():
             raise GuestGone("the guest's probe program is not there; wait for `ready` first")
         self.seq += 1
@@ -111,7 +119,7 @@ class ControlChannel:
         body = packet.payload[HEADER_SIZE : HEADER_SIZE + min(header.body_size, _BODY_LIMIT)]
         if header.type != ProbeType.READY:
             raise MalformedProbe(f"type {header.type} is not for the host's control channel")
-        _, self.guest = parse_ready(body)
+        self.version, self.guest = parse_ready(body)
         packet.complete(Header(ProbeType.READY | ANSWER_BIT, header.seq).pack())
         log.info("the guest's probe is ready: %s", self.guest)
         self._ready.set()

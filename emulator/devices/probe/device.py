@@ -1,380 +1,49 @@
 # SPDX-License-Identifier: MIT
-"""The probe device (docs/probe.md): numbered transactions of every kind, held back on request.
-
-The device is an ordinary VSP: it completes what it holds when the channel is suspended, saves
-what its outgoing packets mean to it in the save-packet callback, and finds it again in the
-restore-packet callback. Beside that it can be *frozen*: it then holds every guest request until
-the transaction quota stops the queue, tells the guest to stall, and fills the ring and the queue
-behind it, so that a save finds packets of every kind in flight.
-"""
+"""The probe device: what a person or a test can ask of the VSP in :mod:`.vsp` (docs/probe.md)."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import zlib
-from collections import deque
 from collections.abc import Mapping
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, Self
 
 import msgspec
 
-from emulator.devices.base import Command, Device, DeviceStateError
-from emulator.devices.probe.control import ControlChannel, GuestGone
-from emulator.devices.probe.flight import Flight, Kind
-from emulator.devices.probe.ledger import GuestLedger, HostLedger, compare
+from emulator.devices.base import Command, DeviceStateError
+from emulator.devices.probe.control import GuestGone
+from emulator.devices.probe.gpadls import GpadlNote
+from emulator.devices.probe.ledger import GuestLedger, compare
+from emulator.devices.probe.options import read_options
 from emulator.devices.probe.protocol import (
-    GUEST_SALT,
-    HEADER_SIZE,
-    HOST_SALT,
-    PROBE_INTERFACE,
     Deed,
     ExitAction,
-    Header,
     MalformedProbe,
-    ProbeFlags,
     ProbeType,
-    Role,
     StallAnswer,
-    message,
-    offer_data,
-    pattern,
+    gpadl_make_body,
     run_body,
     stall_body,
-    write_back,
 )
-from emulator.devices.probe.state import PacketContext, ProbeState
-from emulator.kmcl import (
-    ChannelPort,
-    IncomingPacket,
-    OutgoingPacket,
-    OutgoingState,
-    RestoredPacket,
-    SavedPacket,
-    ServerChannel,
-    StateChangeCallbacks,
-)
-from emulator.memory import GpaError
-from emulator.wire.ntstatus import NtStatus
+from emulator.devices.probe.trials import SaveTrial
+from emulator.devices.probe.vsp import FREEZE_QUOTA, RUN_QUOTA, ProbeVsp
+from emulator.kmcl import ChannelPort
+from emulator.kmcl.countdown import countdown
 
 log = logging.getLogger(__name__)
 
-_RUN_QUOTA: Final = 64
-_FREEZE_QUOTA: Final = 6
-_HOLD_MAX: Final = 4
-_HOST_WINDOW: Final = 24
-_QUEUE_GOAL: Final = 6
-_BODY_SIZES: Final = (0, 8, 40, 121, 300, 640)
 _FREEZE_TRIES: Final = 20
 
 
-class ProbeDevice(Device):
-    """The VSP. Its commands are in :meth:`commands`."""
+class ProbeDevice(ProbeVsp):
+    """The VSP with its commands; they are in :meth:`commands`."""
 
     kind: ClassVar[str] = "probe"
 
-    def __init__(self, name: str, vm: str, port: ChannelPort) -> None:
-        """Make the data and the control channel."""
-        super().__init__(name, vm, port)
-        self._data = self._make_channel(Role.DATA)
-        self._control = ControlChannel(self._make_channel(Role.CONTROL))
-        self._progress = asyncio.Event()
-        self._ledger = HostLedger()
-        self._flight = Flight()
-        self._held: deque[tuple[IncomingPacket, bytes, int]] = deque()
-        self._outstanding: dict[int, OutgoingPacket] = {}
-        self._talking = False
-        self._frozen = False
-        self._finishing = False
-        self._running = False
-        self._since_hold = 0
-        self.faults: deque[str] = deque(maxlen=32)
-
-    def _make_channel(self, role: Role) -> ServerChannel:
-        channel = ServerChannel(self._port)
-        channel.init_set_friendly_name(f"{self.name}-{role.name.lower()}")
-        channel.init_set_target_interface_id(PROBE_INTERFACE, self.instance_guid(role.name.lower()))
-        channel.init_set_user_defined(offer_data(role, 1))
-        channel.init_set_maximum_packet_size(4096)
-        channel.init_set_state_change_callbacks(
-            StateChangeCallbacks(
-                opened=self._opened,
-                closed=self._closed,
-                suspend=self._suspend,
-                started=lambda _: None,
-                post_started=self._post_started,
-            )
-        )
-        channel.init_set_process_packet_callbacks(
-            self._process_data if role is Role.DATA else self._process_control
-        )
-        channel.init_set_save_restore_packet_callbacks(self._save_packet, self._restore_packet)
-        channel.set_transaction_quota(_RUN_QUOTA)
-        channel.fault_callback = self._faulted
-        self.channels[role.name.lower()] = channel
-        return channel
-
-    # State callbacks.
-
-    def _opened(self, channel: ServerChannel) -> NtStatus:
-        if channel is self._data:
-            self._ledger = HostLedger()
-            self._flight = Flight()
-            self._outstanding.clear()
-            self._talking = self._frozen = self._finishing = False
-            self.faults.clear()
-            channel.set_transaction_quota(_RUN_QUOTA)
-        else:
-            self._control.opened()
-        return NtStatus.SUCCESS
-
-    def _closed(self, channel: ServerChannel) -> None:
-        if channel is not self._data:
-            self._control.closed()
-        self._progress.set()
-
-    def _suspend(self, channel: ServerChannel) -> None:
-        if channel is not self._data:
-            return
-        self._running = False
-        self._note_flight()
-        while self._held:
-            self._answer(*self._held.popleft())
-
-    def _post_started(self, channel: ServerChannel) -> None:
-        if channel is self._data:
-            self._running = True
-            self._talk()
-
-    def _faulted(self, channel: ServerChannel, text: str) -> None:
-        role = "data" if channel is self._data else "control"
-        log.error("%s/%s: %s", self.name, role, text)
-        self.faults.append(f"{role}: {text}")
-        self._progress.set()
-
-    # Guest requests.
-
-    def _process_control(self, _: ServerChannel, packet: IncomingPacket) -> None:
-        try:
-            self._control.process(packet)
-        except MalformedProbe as error:
-            packet.fail(str(error))
-        self._progress.set()
-
-    def _process_data(self, _: ServerChannel, packet: IncomingPacket) -> None:
-        self._progress.set()
-        try:
-            header = Header.parse(packet.payload)
-            if header.type == ProbeType.G_ECHO:
-                # Of no ledger, and not held when the device is frozen: it is there to be timed.
-                packet.complete(packet.payload)
-                return
-            if header.type != ProbeType.G_REQUEST:
-                raise MalformedProbe(f"type {header.type} is not for the host's data channel")
-            received, left = self._bodies(packet, header)
-        except MalformedProbe as error:
-            packet.fail(str(error))
-            return
-        expected = pattern(header.seq, header.body_size, GUEST_SALT)
-        good = received == expected and zlib.crc32(received) == header.body_crc
-        self._ledger.bad_bodies += not good
-        self._ledger.request_received(header.seq, gpa_direct=bool(packet.external))
-        answer = Header(
-            ProbeType.G_ANSWER, header.seq, body_crc=zlib.crc32(left), arg=0 if good else 1
-        )
-        self._hold_or_answer(packet, answer.pack(), header.seq)
-
-    def _bodies(self, packet: IncomingPacket, header: Header) -> tuple[bytes, bytes]:
-        """Return the body as the guest sent it and as it is left for the guest to find."""
-        if not packet.external:
-            body = packet.payload[HEADER_SIZE : HEADER_SIZE + header.body_size]
-            if len(body) != header.body_size:
-                raise MalformedProbe(f"{len(body)} bytes of body instead of {header.body_size}")
-            return body, body
-        try:
-            pieces = packet.external_data()
-        except GpaError as error:
-            raise MalformedProbe(f"the external buffer is outside guest RAM: {error}") from error
-        body = b"".join(pieces)
-        if len(body) != header.body_size:
-            raise MalformedProbe(f"{len(body)} external bytes instead of {header.body_size}")
-        if not header.flags & ProbeFlags.WRITE_BACK:
-            return body, body
-        changed = write_back(body)
-        offset = 0
-        for piece in pieces:
-            piece[:] = changed[offset : offset + len(piece)]
-            offset += len(piece)
-        return body, changed
-
-    def _hold_or_answer(self, packet: IncomingPacket, answer: bytes, seq: int) -> None:
-        if self._frozen:
-            self._held.append((packet, answer, seq))
-            return
-        self._since_hold += 1
-        if self._since_hold % 5 == 0 and not self._finishing:
-            self._held.append((packet, answer, seq))
-        else:
-            self._answer(packet, answer, seq)
-        while len(self._held) > _HOLD_MAX:
-            self._answer(*self._held.popleft())
-
-    def _answer(self, packet: IncomingPacket, answer: bytes, seq: int) -> None:
-        packet.complete(answer)
-        self._ledger.request_answered(seq)
-        self._flight.request_answered(seq)
-
-    def _answer_held(self) -> None:
-        while self._held:
-            self._answer(*self._held.popleft())
-
-    # Host packets.
-
-    def _may_talk(self) -> bool:
-        return self._running and self._talking and not self._finishing
-
-    def _talk(self) -> None:
-        """Keep the window of host packets full."""
-        while self._may_talk() and not self._frozen and len(self._outstanding) < _HOST_WINDOW:
-            self._send_next()
-
-    def _fill(self) -> None:
-        """Fill the ring, and the queue behind it until it is long enough."""
-        while self._may_talk() and not self._queue_is_long():
-            self._send_next()
-
-    def _queue_is_long(self) -> bool:
-        stats = self._data.stats()
-        return stats.queued_wait >= _QUEUE_GOAL and stats.queued_no_wait >= _QUEUE_GOAL
-
-    def _send_next(self) -> None:
-        wants_answer = (self._ledger.last_seq + 1) % 3 != 0
-        seq = self._ledger.sent(wants_answer=wants_answer)
-        body = pattern(seq, _BODY_SIZES[seq % len(_BODY_SIZES)], HOST_SALT)
-        packet = self._data.packet_allocate()
-        packet.context = PacketContext(Role.DATA, seq, zlib.crc32(body), wants_answer)
-        packet.set_completion_routine(self._completed)
-        self._outstanding[seq] = packet
-        kind = ProbeType.H_REQUEST if wants_answer else ProbeType.H_NOTIFY
-        packet.send(message(kind, seq, body), wait_for_completion=wants_answer)
-
-    def _completed(self, packet: OutgoingPacket, status: NtStatus, data: bytes | None) -> None:
-        self._progress.set()
-        context: PacketContext = packet.context
-        self._outstanding.pop(context.seq, None)
-        packet.free()
-        if not status.is_success:
-            return
-        self._flight.packet_completed(context.seq)
-        if context.wants_answer:
-            self._check_answer(context, data or b"")
-        self._talk()
-
-    def _check_answer(self, context: PacketContext, data: bytes) -> None:
-        self._ledger.completed(context.seq)
-        try:
-            header = Header.parse(data)
-        except MalformedProbe:
-            self._ledger.bad_completions += 1
-            return
-        if (header.type, header.seq, header.body_crc) != (
-            ProbeType.H_ANSWER,
-            context.seq,
-            context.crc,
-        ) or header.arg:
-            self._ledger.bad_completions += 1
-
-    # Save and restore.
-
-    def _save_packet(self, _: ServerChannel, packet: OutgoingPacket, size: int) -> SavedPacket:
-        context = packet.context
-        if not isinstance(context, PacketContext):
-            context = PacketContext(Role.CONTROL, context, 0, True)
-        blob = msgspec.msgpack.encode(context)
-        if size < len(blob):
-            return SavedPacket(NtStatus.BUFFER_TOO_SMALL, b"", len(blob))
-        return SavedPacket(NtStatus.SUCCESS, blob, len(blob))
-
-    def _restore_packet(self, channel: ServerChannel, restored: RestoredPacket) -> NtStatus:
-        try:
-            context = msgspec.msgpack.decode(restored.save_buffer, type=PacketContext)
-        except (msgspec.DecodeError, UnicodeDecodeError):
-            return NtStatus.INVALID_PARAMETER
-        packet = channel.packet_allocate()
-        if channel is self._data:
-            packet.context = context
-            packet.set_completion_routine(self._completed)
-        else:
-            packet.context = context.seq
-            packet.set_completion_routine(self._control_answered)
-        status = packet.restore(restored.lib_buffer)
-        if not status.is_success:
-            packet.free()
-        elif channel is self._data:
-            self._outstanding[context.seq] = packet
-        return status
-
-    def _control_answered(self, packet: OutgoingPacket, _: NtStatus, __: bytes | None) -> None:
-        """Let go of a command whose asker was in the process that saved."""
-        packet.free()
-
-    def _note_flight(self) -> None:
-        """Take down what is in flight; called when the channel is suspended, before it drains."""
-        seqs: dict[Kind, list[int]] = {kind: [] for kind in Kind}
-        by_transaction: dict[int, int] = {}
-        for seq, packet in self._outstanding.items():
-            match packet.state:
-                case OutgoingState.QUEUED:
-                    wants = packet.context.wants_answer
-                    seqs[Kind.QUEUED_WAIT if wants else Kind.QUEUED_NOTIFY].append(seq)
-                case OutgoingState.IN_RING:
-                    by_transaction[packet.transaction_id] = seq
-                case _:
-                    pass
-        next_request = self._ledger.next_request
-        for unread in self._data.unread():
-            if unread.is_completion:
-                seq_or_none = by_transaction.pop(unread.transaction_id, None)
-                if seq_or_none is not None:
-                    seqs[Kind.COMPLETION_UNREAD].append(seq_or_none)
-            else:
-                seqs[Kind.REQUEST_UNREAD].append(next_request)
-                next_request += 1
-        seqs[Kind.IN_RING] = sorted(by_transaction.values())
-        seqs[Kind.REQUEST_HELD] = [seq for _, _, seq in self._held]
-        self._flight = Flight(seqs)
-
-    def save_own(self) -> bytes:
-        """Encode the ledger and the device's mood."""
-        return msgspec.msgpack.encode(
-            ProbeState(
-                ledger=self._ledger,
-                flight=self._flight,
-                guest=self._control.guest,
-                control_seq=self._control.seq,
-                talking=self._talking,
-                frozen=self._frozen,
-                finishing=self._finishing,
-                faults=list(self.faults),
-            )
-        )
-
-    def restore_own(self, data: bytes) -> None:
-        """Take over; raises DeviceStateError."""
-        try:
-            state = msgspec.msgpack.decode(data, type=ProbeState)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise DeviceStateError(f"device {self.name}: {error}") from error
-        self._ledger = state.ledger
-        self._flight = state.flight
-        self._flight.restored()
-        self._control.restored(state.guest, state.control_seq)
-        self._talking, self._frozen = state.talking, state.frozen
-        self._finishing = state.finishing
-        self.faults.extend(state.faults)
-        self._data.set_transaction_quota(_FREEZE_QUOTA if state.frozen else _RUN_QUOTA)
-
-    # Commands.
+    @classmethod
+    def make(cls, name: str, vm: str, port: ChannelPort, options: Mapping[str, Any]) -> Self:
+        """Make a probe; ``options`` are those of :class:`~.options.ProbeOptions`."""
+        return cls(name, vm, port, read_options(name, options))
 
     def commands(self) -> Mapping[str, Command]:
         """Return what can be asked of the probe."""
@@ -390,6 +59,17 @@ class ProbeDevice(Device):
             "ping": self._cmd_ping,
             "exit": self._cmd_exit,
             "wait_fault": self._cmd_wait_fault,
+            "more": self._cmd_more,
+            "ledger": self._cmd_ledger,
+            "late": self._cmd_late,
+            "wait_late": self._cmd_wait_late,
+            "save_buffer": self._cmd_save_buffer,
+            "half_save": self._cmd_half_save,
+            "trial": self._cmd_trial,
+            "rescind": self._cmd_rescind,
+            "reoffer": self._cmd_reoffer,
+            "reopen": self._cmd_reopen,
+            "gpadl": self._cmd_gpadl,
         }
 
     async def _ask(self, kind: ProbeType, body: bytes = b"") -> bytes:
@@ -437,11 +117,13 @@ class ProbeDevice(Device):
         """Bring packets of every kind into flight and keep them there."""
         for _ in range(_FREEZE_TRIES):
             self._frozen = True
-            self._data.set_transaction_quota(_FREEZE_QUOTA)
+            self._data.set_transaction_quota(FREEZE_QUOTA)
             answer = StallAnswer.parse(
-                await self._ask(ProbeType.STALL, stall_body(requests=12, answers=3))
+                await self._ask(
+                    ProbeType.STALL, stall_body(requests=int(args.get("requests", 12)), answers=3)
+                )
             )
-            await self._until(lambda: len(self._held) >= _FREEZE_QUOTA or not self._running)
+            await self._until(lambda: len(self._held) >= FREEZE_QUOTA or not self._running)
             self._fill()
             self._note_flight()
             if self._flight.complete():
@@ -457,7 +139,7 @@ class ProbeDevice(Device):
     async def _cmd_thaw(self, _: dict[str, Any]) -> Any:
         """Let everything go on."""
         self._frozen = False
-        self._data.set_transaction_quota(_RUN_QUOTA)
+        self._data.set_transaction_quota(RUN_QUOTA)
         await self._ask(ProbeType.RESUME)
         self._answer_held()
         self._talk()
@@ -485,6 +167,13 @@ class ProbeDevice(Device):
             "in_flight": self._flight.counts(),
             "faults": list(self.faults),
             "frozen": self._frozen,
+            "removed": self._removed,
+            "late": [status.name for status in self._late],
+            "save_calls": self._trials.calls,
+            "held_gpa_direct": sum(bool(packet.external) for packet, _, _ in self._held),
+            "transactions": sorted(
+                packet.transaction_id for packet in self._data.traffic.in_ring()
+            ),
         }
 
     async def _cmd_malform(self, args: dict[str, Any]) -> Any:
@@ -508,3 +197,117 @@ class ProbeDevice(Device):
         action = ExitAction(int(args["action"]))
         await self._ask(ProbeType.EXIT, action.to_bytes(4, "little"))
         return {}
+
+    async def _cmd_more(self, args: dict[str, Any]) -> Any:
+        """Send ``packets`` more, whatever is outstanding."""
+        for _ in range(int(args["packets"])):
+            self._send_next()
+        return await self._cmd_counts({})
+
+    async def _cmd_ledger(self, _: dict[str, Any]) -> Any:
+        """Return the guest's ledger as of now."""
+        return GuestLedger.parse(await self._ask(ProbeType.LEDGER)).as_dict()
+
+    async def _cmd_late(self, _: dict[str, Any]) -> Any:
+        """Ask the guest to finish when it has one packet more than there is, and do not wait.
+
+        The answer has to come in the process that restores: ``wait_late`` sends the packet.
+        """
+        last = self._ledger.last_seq + 1
+        self._later(ProbeType.FINISH, last.to_bytes(8, "little"))
+        return {}
+
+    def _later(self, kind: ProbeType, body: bytes) -> None:
+        task = asyncio.get_running_loop().create_task(self._control.ask(kind, body))
+        self._asked.add(task)
+        task.add_done_callback(self._heard)
+
+    def _heard(self, task: asyncio.Task[bytes]) -> None:
+        self._asked.discard(task)
+        if not task.cancelled() and (error := task.exception()):
+            log.info("a command was not answered: %s", error)
+
+    async def _cmd_wait_late(self, args: dict[str, Any]) -> Any:
+        """Wait for the answer to what was asked before the save; with ``send`` send a packet."""
+        if args.get("send"):
+            self._send_next()
+        await self._until(lambda: bool(self._late))
+        return {"late": [status.name for status in self._late]}
+
+    async def _cmd_save_buffer(self, args: dict[str, Any]) -> Any:
+        """Save with a buffer of ``size`` bytes from now on."""
+        size = int(args["size"])
+        if size < 0:
+            raise ValueError("a buffer of less than no bytes")
+        self.save_buffer = size
+        return {}
+
+    async def _cmd_half_save(self, args: dict[str, Any]) -> Any:
+        """Begin to save the data channel of a stopped machine, and give it up."""
+        begun = self._data.save_begin()
+        went_on = self._data.save_continue(int(args["size"])).status
+        self._data.save_end()
+        return {"statuses": [begun.name, went_on.name]}
+
+    async def _cmd_trial(self, args: dict[str, Any]) -> Any:
+        """Misbehave in saves as ``kind`` says, or with none no more."""
+        kind = args.get("kind")
+        self._trials.begin(SaveTrial(kind) if kind else None)
+        return {}
+
+    async def _cmd_rescind(self, _: dict[str, Any]) -> Any:
+        """Take both channels back from the running guest."""
+        gone = asyncio.Event()
+        left = countdown(len(self.channels), gone.set)
+        for channel in self.channels.values():
+            channel.disable(left)
+        await gone.wait()
+        return await self._cmd_counts({})
+
+    async def _cmd_reoffer(self, _: dict[str, Any]) -> Any:
+        """Offer both channels again; the guest finds them as new ones."""
+        self.power_on()
+        self.resume()
+        return {}
+
+    async def _cmd_reopen(self, _: dict[str, Any]) -> Any:
+        """Have the guest close the data channel and open it again."""
+        await self._ask(ProbeType.REOPEN)
+        return {}
+
+    async def _cmd_gpadl(self, args: dict[str, Any]) -> Any:
+        """Do one thing with the GPADL ``number``; docs/probe.md, section 6."""
+        number = int(args["number"])
+        match args["do"]:
+            case "make":
+                pages = int(args.get("pages", 4))
+                answer = await self._ask(
+                    ProbeType.GPADL_MAKE, gpadl_make_body(number=number, pages=pages)
+                )
+                handle = int.from_bytes(answer[:4], "little")
+                self._gpadls.notes[number] = GpadlNote(handle, pages)
+                return {"handle": handle}
+            case "map":
+                return {"good": self._gpadls.map(number)}
+            case "write":
+                return self._gpadls.write(number)
+            case "unmap":
+                return self._gpadls.unmap(number)
+            case "keep":
+                self._gpadls.keep = bool(number)
+                return None
+            case "check":
+                body = number.to_bytes(4, "little")
+                answer = await self._ask(ProbeType.GPADL_CHECK, body)
+                return {"good": int.from_bytes(answer[:4], "little") == self._gpadls.crc(number)}
+            case "free":
+                body = number.to_bytes(4, "little")
+                answer = await self._ask(ProbeType.GPADL_FREE, body)
+                good = int.from_bytes(answer[:4], "little") == self._gpadls.crc(number)
+                del self._gpadls.notes[number]
+                return {"good": good}
+            case "free_later":
+                self._later(ProbeType.GPADL_FREE, number.to_bytes(4, "little"))
+                return None
+            case other:
+                raise ValueError(f"{other!r} is nothing that is done with a GPADL")

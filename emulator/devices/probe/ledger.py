@@ -14,7 +14,7 @@ from typing import Final, Self
 
 import msgspec
 
-from emulator.devices.probe.protocol import VERSION, MalformedProbe, mix
+from emulator.devices.probe.protocol import LAYOUT_VERSION, MalformedProbe, mix
 
 _M64: Final = 0xFFFF_FFFF_FFFF_FFFF
 _WORDS = struct.Struct("<20Q")
@@ -51,8 +51,8 @@ class GuestLedger:
         if len(body) < _WORDS.size:
             raise MalformedProbe(f"a ledger of {len(body)} bytes is too short")
         ledger = cls(*_WORDS.unpack_from(body))
-        if ledger.version != VERSION:
-            raise MalformedProbe(f"ledger version {ledger.version} is not {VERSION}")
+        if ledger.version != LAYOUT_VERSION:
+            raise MalformedProbe(f"ledger version {ledger.version} is not {LAYOUT_VERSION}")
         return ledger
 
     def as_dict(self) -> dict[str, int]:

@@ -11,7 +11,10 @@ from enum import IntEnum, IntFlag
 from typing import Final, NamedTuple, Self
 
 PROBE_INTERFACE: Final = uuid.UUID("b1a1c3f0-5c2e-4b6e-9d53-0d9f5a6c7e21")
-VERSION: Final = 1
+VERSION: Final = 2
+"""Of the protocol: what the guest says in READY. Version 1 lacks the orders from GPADL_MAKE on."""
+LAYOUT_VERSION: Final = 1
+"""Of the offer and of the ledger."""
 HEADER_SIZE: Final = 32
 MAX_BODY: Final = 65_536
 ANSWER_BIT: Final = 0x8000
@@ -27,6 +30,7 @@ _RUN = struct.Struct("<IIIIQ")
 _STALL = struct.Struct("<II")
 _STALL_ANSWER = struct.Struct("<III")
 _READY = struct.Struct("<II")
+_GPADL_MAKE = struct.Struct("<II")
 
 _M64: Final = 0xFFFF_FFFF_FFFF_FFFF
 _FLIP: Final = bytes(b ^ WRITE_BACK_MASK for b in range(256))
@@ -62,6 +66,10 @@ class ProbeType(IntEnum):
     MALFORM = 21
     PING = 22
     EXIT = 23
+    GPADL_MAKE = 24
+    GPADL_CHECK = 25
+    GPADL_FREE = 26
+    REOPEN = 27
     READY = 32
 
 
@@ -130,7 +138,7 @@ class Header(NamedTuple):
 
 def offer_data(role: Role, pair: int) -> bytes:
     """Return the user-defined bytes of an offer (section 1)."""
-    return _OFFER.pack(_OFFER_MAGIC, VERSION, role, pair)
+    return _OFFER.pack(_OFFER_MAGIC, LAYOUT_VERSION, role, pair)
 
 
 def pattern(seq: int, size: int, salt: int) -> bytes:
@@ -156,6 +164,17 @@ def run_body(*, window: int, gpa_every: int, owe_every: int, body_max: int, tota
 def stall_body(*, requests: int, answers: int) -> bytes:
     """Encode the body of STALL."""
     return _STALL.pack(requests, answers)
+
+
+def gpadl_make_body(*, number: int, pages: int) -> bytes:
+    """Encode the body of GPADL_MAKE."""
+    return _GPADL_MAKE.pack(number, pages)
+
+
+def gpadl_pattern(number: int, size: int, salt: int) -> bytes:
+    """Return what a GPADL of ``size`` bytes holds: the pattern of ``number``, of any length."""
+    period = pattern(number, 256, salt)
+    return (period * -(-size // len(period)))[:size]
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import msgspec
 
 from emulator.devices.probe.flight import Flight
+from emulator.devices.probe.gpadls import GpadlNote
 from emulator.devices.probe.ledger import HostLedger
 
 
@@ -16,6 +17,8 @@ class PacketContext(msgspec.Struct, frozen=True, array_like=True):
     seq: int
     crc: int
     wants_answer: bool
+    padding: bytes = b""
+    """Of no meaning; makes it long (:class:`~emulator.devices.probe.trials.SaveTrial`)."""
 
 
 class ProbeState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -29,3 +32,5 @@ class ProbeState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     frozen: bool
     finishing: bool
     faults: list[str]
+    guest_version: int = 1
+    gpadls: dict[int, GpadlNote] = {}

@@ -154,12 +154,13 @@ static enum port_result obey(struct control *control, struct data *data, uint64_
 			     const struct message *message, const uint8_t *body)
 {
 	struct stall_answer stalled;
+	struct gpadl_body gpadl;
 	struct stall_body stall;
 	enum port_result result;
 	struct timespec now;
 	struct run_body run;
+	uint32_t word, crc;
 	uint64_t wide;
-	uint32_t word;
 
 	switch (message->type) {
 	case CTL_RUN:
@@ -212,6 +213,29 @@ static enum port_result obey(struct control *control, struct data *data, uint64_
 		clock_gettime(CLOCK_MONOTONIC, &now);
 		wide = (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec;
 		answer(control, tid, message->type, message->seq, ARG_GOOD, &wide, sizeof(wide));
+		return PORT_OK;
+	case CTL_GPADL_MAKE:
+	case CTL_GPADL_CHECK:
+	case CTL_GPADL_FREE:
+		memset(&gpadl, 0, sizeof(gpadl));
+		if (!body_read(message, body, &gpadl,
+			       message->type == CTL_GPADL_MAKE ? sizeof(gpadl) :
+								 sizeof(gpadl.number)) ||
+		    !data_gpadl(data, message->type, &gpadl, &word, &crc))
+			break;
+		if (message->type != CTL_GPADL_MAKE)
+			word = crc;
+		say("probe gpadl order=%u number=%u", message->type, gpadl.number);
+		answer(control, tid, message->type, message->seq, ARG_GOOD, &word, sizeof(word));
+		return PORT_OK;
+	case CTL_REOPEN:
+		if (control->finishing)
+			break;
+		result = data_reopen(data);
+		if (result != PORT_OK)
+			return result;
+		say("probe reopened");
+		answer(control, tid, message->type, message->seq, ARG_GOOD, NULL, 0);
 		return PORT_OK;
 	case CTL_EXIT:
 		if (!body_read(message, body, &word, sizeof(word)) || word > EXIT_POWEROFF)

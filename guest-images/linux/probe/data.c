@@ -482,6 +482,66 @@ bool data_finished(const struct data *data, uint64_t host_last_seq)
 	       data->expected_host_seq > host_last_seq;
 }
 
+/* What the host had not answered or been answered is over with the channel. */
+enum port_result data_reopen(struct data *data)
+{
+	uint32_t pages = data->port.info.pool_pages;
+	struct port port = data->port;
+	uint32_t *free_page = data->free_page;
+	uint8_t *pool = data->pool;
+
+	if (!port_reopen(&port)) {
+		say("probe error: the data channel cannot be opened again: %s", strerror(errno));
+		return PORT_GONE;
+	}
+	for (uint32_t slot = 0; slot < data->requests; slot++) {
+		struct request *request = &data->request[slot];
+
+		if (request->seq && request->gpa)
+			extent_release(data, &request->extent);
+	}
+	free(data->request);
+	free(data->owed.entry);
+	free(data->due.entry);
+	memset(data, 0, sizeof(*data));
+	data->port = port;
+	data->pool = pool;
+	data->free_page = free_page;
+	data->free_pages = pages;
+	data->first_free = NO_SLOT;
+	data->next_seq = 1;
+	data->expected_host_seq = 1;
+	return PORT_OK;
+}
+
+bool data_gpadl(struct data *data, unsigned int type, const struct gpadl_body *order,
+		uint32_t *handle, uint32_t *crc)
+{
+	static uint8_t contents[VMBUS_PROBE_MAX_GPADL];
+	uint32_t size = 0;
+	bool done;
+
+	switch (type) {
+	case CTL_GPADL_MAKE:
+		if (!order->pages || order->pages > sizeof(contents) / PAGE)
+			return false;
+		size = order->pages * PAGE;
+		body_fill(contents, 0, size, order->number, SALT_GUEST);
+		done = port_gpadl(&data->port, VMBUS_PROBE_GPADL_MAKE, order->number, contents,
+				  &size, handle);
+		break;
+	case CTL_GPADL_CHECK:
+		done = port_gpadl(&data->port, VMBUS_PROBE_GPADL_READ, order->number, contents,
+				  &size, handle);
+		break;
+	default:
+		done = port_gpadl(&data->port, VMBUS_PROBE_GPADL_FREE, order->number, contents,
+				  &size, handle);
+	}
+	*crc = crc32(0, contents, size);
+	return done;
+}
+
 enum port_result data_malform(struct data *data, enum malform_kind kind)
 {
 	uint32_t ring = data->port.info.send_ring;
@@ -522,7 +582,7 @@ enum port_result data_malform(struct data *data, enum malform_kind kind)
 
 const uint64_t *data_ledger(struct data *data)
 {
-	data->ledger[LEDGER_VERSION] = PROTOCOL_VERSION;
+	data->ledger[LEDGER_VERSION] = LEDGER_LAYOUT;
 	data->ledger[LEDGER_OWED] = data->owed.count + data->due.count;
 	return data->ledger;
 }

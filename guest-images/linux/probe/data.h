@@ -84,6 +84,16 @@ void data_resume(struct data *data);
 void data_finish(struct data *data);
 bool data_finished(const struct data *data, uint64_t host_last_seq);
 
+/* Close the channel and open it again, with a new ledger. PORT_GONE: it is not open now. */
+enum port_result data_reopen(struct data *data);
+
+/*
+ * Orders about the GPADL @number. False if it cannot be done. @handle is its id,
+ * @crc the CRC of what it holds, or held when the host had let go of it.
+ */
+bool data_gpadl(struct data *data, unsigned int type, const struct gpadl_body *order,
+		uint32_t *handle, uint32_t *crc);
+
 /* PORT_WAIT: no room yet, try again. */
 enum port_result data_malform(struct data *data, enum malform_kind kind);
 

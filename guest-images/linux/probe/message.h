@@ -9,7 +9,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum { PROTOCOL_VERSION = 1, MAX_BODY = 65536 };
+enum { PROTOCOL_VERSION = 2, LEDGER_LAYOUT = 1, MAX_BODY = 65536 };
 
 /* Packet descriptor: the types in use, and its only flag. */
 enum packet_type { PACKET_IN_BAND = 6, PACKET_GPA_DIRECT = 9, PACKET_COMPLETION = 11 };
@@ -36,6 +36,10 @@ enum message_type {
 	CTL_MALFORM = 21,
 	CTL_PING = 22,
 	CTL_EXIT = 23,
+	CTL_GPADL_MAKE = 24,
+	CTL_GPADL_CHECK = 25,
+	CTL_GPADL_FREE = 26,
+	CTL_REOPEN = 27,
 	CTL_READY = 32,
 };
 
@@ -69,6 +73,11 @@ struct run_body {
 	uint32_t owe_every;
 	uint32_t body_max;
 	uint64_t total;
+};
+
+struct gpadl_body {
+	uint32_t number;
+	uint32_t pages;
 };
 
 struct stall_body {

@@ -174,6 +174,31 @@ enum port_result port_spoil(struct port *port, uint32_t what, uint32_t value)
 	return port_result(port, status, VMBUS_PROBE_WAIT);
 }
 
+bool port_gpadl(struct port *port, unsigned long order, uint32_t slot, uint8_t *buffer,
+		uint32_t *size, uint32_t *handle)
+{
+	struct vmbus_probe_gpadl gpadl = {
+		.data = (uintptr_t)buffer,
+		.size = *size,
+		.slot = slot,
+	};
+
+	if (ioctl(port->fd, order, &gpadl) < 0) {
+		say("probe error: GPADL %u: %s", slot, strerror(errno));
+		return false;
+	}
+	*size = gpadl.size;
+	*handle = gpadl.handle;
+	return true;
+}
+
+bool port_reopen(struct port *port)
+{
+	port->blocked = false;
+	port->spoiled = false;
+	return ioctl(port->fd, VMBUS_PROBE_CLOSE) == 0 && port_open(port);
+}
+
 void port_drain(struct port *port, int timeout_ms)
 {
 	struct pollfd pollfd = { .fd = port->fd, .events = POLLOUT };

@@ -59,6 +59,16 @@ enum port_result port_receive(struct port *port, struct packet *packet);
 
 enum port_result port_spoil(struct port *port, uint32_t what, uint32_t value);
 
+/*
+ * Make, look at or take back the GPADL @slot with @size bytes of @buffer; @order
+ * is VMBUS_PROBE_GPADL_*. False if the driver refuses, or the channel is gone.
+ */
+bool port_gpadl(struct port *port, unsigned long order, uint32_t slot, uint8_t *buffer,
+		uint32_t *size, uint32_t *handle);
+
+/* Close the channel and open it again, with empty rings. */
+bool port_reopen(struct port *port);
+
 /* Wait until the host has read everything sent, or @timeout_ms have passed. */
 void port_drain(struct port *port, int timeout_ms);
 

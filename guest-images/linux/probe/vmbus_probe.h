@@ -175,6 +175,29 @@ struct vmbus_probe_time_gpadls {
 	__u32 reserved;
 };
 
+/* GPADLs of one channel beside that of its rings, and the most bytes of one. */
+#define VMBUS_PROBE_GPADLS		8
+#define VMBUS_PROBE_MAX_GPADL		(64 * 4096)
+
+/**
+ * struct vmbus_probe_gpadl - memory of the driver's that the host can map
+ * @data: address of what it holds: to be copied in (MAKE) or out (READ, FREE)
+ * @size: bytes, from MAKE; a multiple of 4096, at most VMBUS_PROBE_MAX_GPADL
+ * @slot: which of the VMBUS_PROBE_GPADLS
+ * @handle: the GPADL's id, from MAKE
+ * @reserved: 0
+ *
+ * FREE waits until the host has let go of the memory. A channel that is closed
+ * takes its GPADLs back.
+ */
+struct vmbus_probe_gpadl {
+	__u64 data;
+	__u32 size;
+	__u32 slot;
+	__u32 handle;
+	__u32 reserved;
+};
+
 #define VMBUS_PROBE_INFO	_IOR('V', 0xb0, struct vmbus_probe_info)
 #define VMBUS_PROBE_OPEN	_IO('V', 0xb1)
 /* EAGAIN: no room. EMSGSIZE: never any room. */
@@ -188,5 +211,12 @@ struct vmbus_probe_time_gpadls {
 /* ETIMEDOUT: no answer. */
 #define VMBUS_PROBE_TIME_PACKETS _IOW('V', 0xb7, struct vmbus_probe_time_packets)
 #define VMBUS_PROBE_TIME_GPADLS	_IOW('V', 0xb8, struct vmbus_probe_time_gpadls)
+
+/* EBUSY: the slot is in use. ENOENT: it is not. */
+#define VMBUS_PROBE_GPADL_MAKE	_IOWR('V', 0xb9, struct vmbus_probe_gpadl)
+#define VMBUS_PROBE_GPADL_READ	_IOWR('V', 0xba, struct vmbus_probe_gpadl)
+#define VMBUS_PROBE_GPADL_FREE	_IOWR('V', 0xbb, struct vmbus_probe_gpadl)
+/* Closes the channel, to be opened again. */
+#define VMBUS_PROBE_CLOSE	_IO('V', 0xbc)
 
 #endif

@@ -14,6 +14,12 @@
 
 struct probe_exchange;
 
+struct probe_gpadl {
+	void *buffer;		/* NULL: the slot is free */
+	u32 size;
+	struct vmbus_gpadl gpadl;
+};
+
 struct probe_port {
 	struct kref ref;
 	struct miscdevice misc;
@@ -31,6 +37,7 @@ struct probe_port {
 	u32 need;		/* POLLOUT means more room than this */
 	void *packet;		/* one packet, of ring_data bytes at most */
 	struct page **pool;
+	struct probe_gpadl gpadls[VMBUS_PROBE_GPADLS];
 
 	/*
 	 * Set while packets are timed: the channel's tasklet then reads the
@@ -50,5 +57,12 @@ bool probe_exchange_event(struct probe_port *port);
 /* The ioctls of vmbus_probe_latency.c; @lock is held. */
 int probe_time_packets(struct probe_port *port, void __user *arg);
 int probe_time_gpadls(struct probe_port *port, void __user *arg);
+
+/* The ioctls of vmbus_probe_gpadl.c; @lock is held. */
+int probe_gpadl_make(struct probe_port *port, void __user *arg);
+int probe_gpadl_read(struct probe_port *port, void __user *arg);
+int probe_gpadl_free(struct probe_port *port, void __user *arg);
+/* Take back what is left, of a channel that has just been closed. */
+void probe_gpadls_end(struct probe_port *port);
 
 #endif

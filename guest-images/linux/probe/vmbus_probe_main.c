@@ -95,6 +95,7 @@ static void probe_channel_close(struct probe_port *port)
 		return;
 	port->open = false;
 	vmbus_close(port->hdev->channel);
+	probe_gpadls_end(port);
 }
 
 static int probe_channel_open(struct probe_port *port)
@@ -384,6 +385,20 @@ static long probe_fop_ioctl(struct file *file, unsigned int cmd, unsigned long a
 		break;
 	case VMBUS_PROBE_SPOIL:
 		ret = probe_spoil(port, uarg);
+		break;
+	case VMBUS_PROBE_CLOSE:
+		ret = probe_usable(port);
+		if (!ret)
+			probe_channel_close(port);
+		break;
+	case VMBUS_PROBE_GPADL_MAKE:
+		ret = probe_gpadl_make(port, uarg);
+		break;
+	case VMBUS_PROBE_GPADL_READ:
+		ret = probe_gpadl_read(port, uarg);
+		break;
+	case VMBUS_PROBE_GPADL_FREE:
+		ret = probe_gpadl_free(port, uarg);
 		break;
 	case VMBUS_PROBE_TIME_PACKETS:
 		ret = probe_time_packets(port, uarg);

@@ -82,7 +82,7 @@ async def saved(rig: Rig) -> tuple[bytes, list[OpenChannel]]:
 def change_offers(monkeypatch: pytest.MonkeyPatch) -> None:
     """From now on a probe says that it is of another pair."""
     monkeypatch.setattr(
-        "emulator.devices.probe.device.offer_data", lambda role, pair: offer_data(role, pair + 1)
+        "emulator.devices.probe.vsp.offer_data", lambda role, pair: offer_data(role, pair + 1)
     )
 
 
