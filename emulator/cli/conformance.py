@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -21,24 +24,37 @@ app = typer.Typer(
 )
 
 
+Junit = Annotated[Path | None, typer.Option(help="write JUnit XML")]
+Json = Annotated[Path | None, typer.Option("--json", help="write JSON")]
+Markdown = Annotated[Path | None, typer.Option(help="write a page such as docs/conformance.md")]
+RecordedRun = Annotated[
+    Path | None, typer.Option(help="a kept run end to end, to stand in the page beside the other")
+]
+
+
 @app.callback()
 def _all(
     context: typer.Context,
-    junit: Annotated[Path | None, typer.Option(help="write JUnit XML")] = None,
-    as_json: Annotated[Path | None, typer.Option("--json", help="write JSON")] = None,
-    markdown: Annotated[Path | None, typer.Option(help="write docs/conformance.md")] = None,
+    junit: Junit = None,
+    as_json: Json = None,
+    markdown: Markdown = None,
+    recorded: RecordedRun = None,
 ) -> None:
-    """Run all scenarios, unless there is a command."""
+    """Run all scenarios in one process, unless there is a command."""
     if context.invoked_subcommand is None:
-        _run((), junit, as_json, markdown)
+        _run((), junit, as_json, markdown, recorded)
 
 
 @app.command()
 def run(
-    numbers: Annotated[list[int] | None, typer.Argument(help="which; all if none is given")] = None,
-    junit: Annotated[Path | None, typer.Option(help="write JUnit XML")] = None,
-    as_json: Annotated[Path | None, typer.Option("--json", help="write JSON")] = None,
-    markdown: Annotated[Path | None, typer.Option(help="write a page of Markdown")] = None,
+    numbers: Annotated[
+        list[str] | None,
+        typer.Argument(help="which: 12 40, and end to end R3 too; all if none is given"),
+    ] = None,
+    junit: Junit = None,
+    as_json: Json = None,
+    markdown: Markdown = None,
+    recorded: RecordedRun = None,
     inferred: Annotated[
         list[str] | None,
         typer.Option(
@@ -48,9 +64,53 @@ def run(
             "a scenario that notices records what it sees",
         ),
     ] = None,
+    end_to_end: Annotated[
+        bool,
+        typer.Option(
+            "--end-to-end", help="with a stock Linux guest, over snapshots and new processes"
+        ),
+    ] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="end to end: the reduced set of every test run")
+    ] = False,
+    record: Annotated[
+        Path | None, typer.Option(help="end to end: keep the run in this file, for --recorded")
+    ] = None,
+    machine: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="VM.TOML",
+            help="end to end: this machine, not the Linux test guest (docs/probe.md, section 8)",
+        ),
+    ] = None,
+    keep: Annotated[
+        Path | None, typer.Option(help="end to end: leave snapshots and logs in this new folder")
+    ] = None,
 ) -> None:
     """Run scenarios by number. The status is 1 if one fails."""
-    _run(numbers or (), junit, as_json, markdown, inferred or ())
+    if end_to_end:
+        if markdown or recorded or inferred:
+            _fail("--markdown, --recorded and --with are for runs in one process")
+        if quick and numbers:
+            _fail("--quick is a set of its own: give numbers or --quick")
+        _end_to_end(numbers or (), quick, junit, as_json, record, machine, keep)
+        return
+    if quick or record or machine or keep:
+        _fail("--quick, --record, --machine and --keep are for --end-to-end")
+    _run(_in_process(numbers or ()), junit, as_json, markdown, recorded, inferred or ())
+
+
+def _in_process(numbers: Sequence[str]) -> list[int]:
+    from emulator.conformance import suite
+
+    known = {str(number): number for number in suite.load()}
+    if unknown := [number for number in numbers if number not in known]:
+        machine = " (R0 to R7 need a machine: --end-to-end)" if unknown[0][:1] == "R" else ""
+        _fail(
+            f"there is no scenario {', '.join(unknown)}; "
+            f"they are 1 to {max(known.values())}{machine}"
+        )
+    return [known[number] for number in numbers]
 
 
 def _run(
@@ -58,22 +118,89 @@ def _run(
     junit: Path | None,
     as_json: Path | None,
     markdown: Path | None,
+    recorded: Path | None = None,
     inferred: Sequence[str] = (),
 ) -> None:
-    from emulator.conformance import report, suite, switches
+    from emulator.conformance import report, switches
+    from emulator.lab.conformance.cases import MACHINE
 
-    suite.load()
-    unknown = [str(number) for number in numbers if number not in suite.SCENARIOS]
-    if unknown:
-        _fail(f"there is no scenario {', '.join(unknown)}; they are 1 to {max(suite.SCENARIOS)}")
+    if recorded and not markdown:
+        _fail("--recorded is for --markdown")
     try:
+        kept = report.decode_recorded(recorded.read_bytes()) if recorded else None
         results = switches.run_with(switches.settings(inferred), numbers)
+    except OSError as error:
+        _fail(f"{error.filename}: {error.strerror}")
     except ValueError as error:
         _fail(str(error))
+    page = ""
+    if markdown:
+        page = report.as_markdown(results, kept, tuple(MACHINE.values()) if kept else ())
+    _write(markdown, page)
+    _report(results, junit, as_json)
+
+
+def _end_to_end(
+    keys: Sequence[str],
+    quick: bool,
+    junit: Path | None,
+    as_json: Path | None,
+    record: Path | None,
+    described: Path | None,
+    keep: Path | None,
+) -> None:
+    from emulator.conformance import report
+    from emulator.lab.conformance import run as guest
+    from emulator.lab.conformance.bench import linux_guest
+    from emulator.lab.description import DescriptionError, read_description
+    from emulator.lab.images import ImageError, find_image
+    from emulator.machine.qemu import QemuError, find_qemu
+
+    if unknown := guest.unknown(keys):
+        _fail(f"there is no scenario {', '.join(unknown)}; they are 1 to 71 and R0 to R7")
+    if record and (keys or quick or described):
+        _fail("--record is of a run of all scenarios with the Linux test guest")
+    try:
+        qemu, image = find_qemu(), find_image()
+        machine = linux_guest(image)
+        if described is not None:
+            machine = read_description(described)
+            if [device.name for device in machine.devices] != ["probe"]:
+                _fail(f"{described}: it must have one device, a probe by the name probe")
+        with contextlib.ExitStack() as stack:
+            if keep is None:
+                folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vmbus-")))
+            else:
+                folder = keep
+                folder.mkdir(parents=True)
+            results = asyncio.run(
+                guest.run(
+                    guest.quick() if quick else keys,
+                    qemu=qemu,
+                    machine=machine,
+                    folder=folder,
+                    linux=described is None,
+                    say=lambda text: typer.echo(f"  {text}", err=True),
+                )
+            )
+    except (DescriptionError, ImageError, QemuError) as error:
+        _fail(str(error))
+    except OSError as error:
+        _fail(f"{error.filename}: {error.strerror}")
+    if record:
+        _write(
+            record,
+            report.as_recorded(guest.recorded(results, qemu, machine, f"Linux {image.release}")),
+        )
+    _report(results, junit, as_json)
+
+
+def _report(results: Sequence[Result], junit: Path | None, as_json: Path | None) -> None:
+    from emulator.conformance import report
+
     _show(results)
     for path, text in ((junit, report.as_junit), (as_json, report.as_json)):
         _write(path, text(results) if path else "")
-    _write(markdown, report.as_markdown(results) if markdown else "")
     typer.echo(report.summary(results))
     if not all(result.verdict.good for result in results):
         raise typer.Exit(1)
@@ -114,9 +241,9 @@ def _show(results: Sequence[Result]) -> None:
             if result.scenario.section is section:
                 verdict = result.verdict.value
                 table.add_row(
-                    str(result.scenario.number),
+                    result.scenario.key,
                     escape(result.scenario.title),
-                    basis(result),
+                    basis(result.scenario),
                     verdict if result.verdict.good else f"[bold]{verdict}[/bold]",
                     escape(result.observed),
                 )

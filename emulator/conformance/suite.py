@@ -39,6 +39,7 @@ class Section(Enum):
     TRAFFIC = "E. Traffic goes on"
     MEMORY = "F. External data and GPADLs"
     CONTROL = "G. Control plane and the guest's view"
+    MACHINE = "R. Ways in which a machine comes back"
 
 
 class Verdict(Enum):
@@ -50,11 +51,13 @@ class Verdict(Enum):
     FAILED = "FAIL"
     BROKEN = "ERROR"
     """The scenario itself could not be run to its end."""
+    INVISIBLE = "not visible"
+    """End to end only: a guest cannot bring it about or tell it; the reason is given."""
 
     @property
     def good(self) -> bool:
         """Whether this is no reason to fail the run."""
-        return self in (Verdict.PASSED, Verdict.RECORDED)
+        return self in (Verdict.PASSED, Verdict.RECORDED, Verdict.INVISIBLE)
 
 
 class Mismatch(Exception):
@@ -63,7 +66,11 @@ class Mismatch(Exception):
 
 @dataclass(frozen=True)
 class Scenario:
-    """One numbered statement. ``run`` returns what was seen, or raises :class:`Mismatch`."""
+    """One numbered statement. ``run`` returns what was seen, or raises :class:`Mismatch`.
+
+    It is None for the ways in which a machine comes back (R0 to R7), which need a machine
+    (``emulator.lab.conformance``).
+    """
 
     number: int
     section: Section
@@ -72,7 +79,12 @@ class Scenario:
     basis: tuple[Basis, ...]
     source: str
     specified: bool
-    run: Callable[[], str]
+    run: Callable[[], str] | None
+
+    @property
+    def key(self) -> str:
+        """What a person calls it: 1 to 71, or R0 to R7."""
+        return f"R{self.number}" if self.section is Section.MACHINE else str(self.number)
 
 
 @dataclass(frozen=True)
@@ -130,7 +142,8 @@ def same(found: object, wanted: object, what: str) -> None:
 
 
 def run_one(which: Scenario) -> Result:
-    """Run a scenario; never raises."""
+    """Run a scenario of one process; never raises."""
+    assert which.run is not None, f"{which.key} needs a machine"
     began = time.perf_counter()
     try:
         observed = which.run()

@@ -163,6 +163,8 @@ def save_channel(channel: ServerChannel, buffer: int = _SAVE_BUFFER) -> list[byt
         raise DeviceStateError(f"SaveBegin failed: {status.name}")
     try:
         size = buffer
+        # Whether it has what it asked for: a callback that asks for ever more is not followed.
+        grown = False
         while True:
             result = channel.save_continue(size)
             if result.data:
@@ -170,10 +172,15 @@ def save_channel(channel: ServerChannel, buffer: int = _SAVE_BUFFER) -> list[byt
             match result.status:
                 case NtStatus.SUCCESS:
                     return pieces
-                case NtStatus.BUFFER_OVERFLOW | NtStatus.BUFFER_TOO_SMALL:
+                case NtStatus.BUFFER_OVERFLOW:
                     size = max(buffer, result.bytes_required)
+                case NtStatus.BUFFER_TOO_SMALL if size < result.bytes_required and not grown:
+                    size = result.bytes_required
+                    grown = True
+                    continue
                 case _:
                     raise DeviceStateError(f"SaveContinue failed: {result.status.name}")
+            grown = False
     finally:
         channel.save_end()
 
@@ -186,6 +193,10 @@ def restore_channel(what: str, channel: ServerChannel, pieces: list[bytes]) -> N
             raise DeviceStateError(f"{what}: the snapshot goes on after the end of the channel")
         status = channel.restore_from_buffer(piece)
         if status not in (NtStatus.SUCCESS, NtStatus.MORE_PROCESSING_REQUIRED):
-            raise DeviceStateError(f"{what}: the channel could not be restored: {status.name}")
+            why = channel.restore_failure
+            raise DeviceStateError(
+                f"{what}: the channel could not be restored: {status.name}"
+                + (f": {why}" if why else "")
+            )
     if status is not NtStatus.SUCCESS:
         raise DeviceStateError(f"{what}: the snapshot ends before the end of the channel")

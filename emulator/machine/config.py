@@ -161,7 +161,8 @@ class MachineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ``-bios``, by default SeaBIOS.
     ``dimms`` are the sizes in MiB of DIMMs that are in the machine beside it, and ``dimm_slots``
     how many there can be, up to ``max_memory_mib`` of memory in all. ``qemu_args`` are further
-    arguments of QEMU, for what has no field here; ``poll_us`` and the versions are HostConfig's.
+    arguments of QEMU, for what has no field here; ``poll_us``, ``devices_may_differ`` and the
+    versions are HostConfig's.
     """
 
     name: str
@@ -182,6 +183,7 @@ class MachineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_version: Version = NEWEST_VERSION
     max_restored_version: Version = NEWEST_VERSION
     firmware: Path | None = None
+    devices_may_differ: bool = False
 
     def __post_init__(self) -> None:
         """Refuse values QEMU would refuse with less clear words."""
@@ -214,4 +216,5 @@ class MachineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             self.quotas,
             self.max_version,
             self.max_restored_version,
+            self.devices_may_differ,
         )

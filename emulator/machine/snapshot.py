@@ -135,14 +135,19 @@ def read_manifest(folder: Path) -> Manifest:
     return manifest
 
 
-def check_machine(manifest: Manifest, machine: Machine, qemu: str) -> None:
-    """Compare the manifest with the machine at hand; raises with all differences at once."""
+def check_machine(
+    manifest: Manifest, machine: Machine, qemu: str, *, devices_may_differ: bool = False
+) -> None:
+    """Compare the manifest with the machine at hand; raises with all differences at once.
+
+    With ``devices_may_differ`` the devices are the backend's to compare.
+    """
     theirs = msgspec.to_builtins(manifest.machine)
     ours = msgspec.to_builtins(machine)
     differ = [
         f"{field}: {theirs[field]} in the snapshot, {ours[field]} here"
         for field in theirs
-        if theirs[field] != ours[field]
+        if theirs[field] != ours[field] and not (devices_may_differ and field == "devices")
     ]
     if manifest.qemu != qemu:
         differ.append(f"qemu: {manifest.qemu} in the snapshot, {qemu} here")

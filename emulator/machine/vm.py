@@ -93,7 +93,12 @@ class VirtualMachine:
         not changed.
         """
         manifest = read_manifest(folder)
-        check_machine(manifest, Machine.of(self.config, self.accel), await _version(self._qemu))
+        check_machine(
+            manifest,
+            Machine.of(self.config, self.accel),
+            await _version(self._qemu),
+            devices_may_differ=self.config.devices_may_differ,
+        )
         # The checksums are compared while QEMU loads, and are known before the guest runs.
         verdict = asyncio.create_task(asyncio.to_thread(damage, folder, manifest))
         try:

@@ -20,7 +20,7 @@ BELOW: dict[str, set[str]] = {
     "kmcl": {"wire", "memory", "ring", "bus"},
     "devices": {"wire", "memory", "ring", "kmcl"},
     "machine": {"wire", "memory", "ring", "bus", "link", "kmcl", "devices", "trace"},
-    "lab": {"devices", "machine"},
+    "lab": {"wire", "kmcl", "devices", "machine", "conformance"},
     "model": set(),
     "conformance": {"wire", "memory", "ring", "bus", "kmcl", "model"},
     "testing": {"machine", "lab"},

@@ -49,8 +49,9 @@ class ControlChannel:
         self._ready.clear()
 
     def closed(self) -> None:
-        """Fail what waits."""
+        """Fail what waits, and forget the guest."""
         self._ready.clear()
+        self.guest = ""
         for future in self._waiting.values():
             if not future.done():
                 future.set_exception(GuestGone("the guest closed the probe's control channel"))

@@ -59,6 +59,7 @@ class ProbeDevice(ProbeVsp):
             "ping": self._cmd_ping,
             "exit": self._cmd_exit,
             "wait_fault": self._cmd_wait_fault,
+            "resume_guest": self._cmd_resume_guest,
             "more": self._cmd_more,
             "ledger": self._cmd_ledger,
             "late": self._cmd_late,
@@ -126,7 +127,7 @@ class ProbeDevice(ProbeVsp):
             await self._until(lambda: len(self._held) >= FREEZE_QUOTA or not self._running)
             self._fill()
             self._note_flight()
-            if self._flight.complete():
+            if self._flight.complete() or args.get("any"):
                 return {"in_flight": self._flight.counts()}
             log.info("not every kind is in flight yet: %s, %s", answer, self._flight.counts())
             await self._cmd_thaw({})
@@ -198,6 +199,11 @@ class ProbeDevice(ProbeVsp):
         await self._ask(ProbeType.EXIT, action.to_bytes(4, "little"))
         return {}
 
+    async def _cmd_resume_guest(self, _: dict[str, Any]) -> Any:
+        """Have the guest go on after a freeze, and hold what it sends."""
+        await self._ask(ProbeType.RESUME)
+        return {}
+
     async def _cmd_more(self, args: dict[str, Any]) -> Any:
         """Send ``packets`` more, whatever is outstanding."""
         for _ in range(int(args["packets"])):
@@ -267,7 +273,8 @@ class ProbeDevice(ProbeVsp):
     async def _cmd_reoffer(self, _: dict[str, Any]) -> Any:
         """Offer both channels again; the guest finds them as new ones."""
         self.power_on()
-        self.resume()
+        if self.runs:
+            self.resume()
         return {}
 
     async def _cmd_reopen(self, _: dict[str, Any]) -> Any:

@@ -14,6 +14,7 @@ import asyncio
 import logging
 import zlib
 from collections import deque
+from collections.abc import Callable
 from typing import Final
 
 import msgspec
@@ -87,6 +88,8 @@ class ProbeVsp(Device):
         self._frozen = False
         self._finishing = False
         self._running = False
+        self.runs = False
+        """Whether the virtual CPUs run."""
         self._since_hold = 0
         self._removed = 0
         self._late: list[NtStatus] = []
@@ -122,6 +125,16 @@ class ProbeVsp(Device):
         channel.fault_callback = self._faulted
         self.channels[role.name.lower()] = channel
         return channel
+
+    def resume(self) -> None:
+        """Run the channels: the virtual CPUs run."""
+        self.runs = True
+        super().resume()
+
+    def pause(self, done: Callable[[], None]) -> None:
+        """Pause the channels: the virtual CPUs stand."""
+        self.runs = False
+        super().pause(done)
 
     # State callbacks.
 
@@ -372,7 +385,9 @@ class ProbeVsp(Device):
         )
 
     def restore_own(self, data: bytes) -> None:
-        """Take over; raises DeviceStateError."""
+        """Take over, but for channels that are offered anew; raises DeviceStateError."""
+        if self._options.force_new:
+            return
         try:
             state = msgspec.msgpack.decode(data, type=ProbeState)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:

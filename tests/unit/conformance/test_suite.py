@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -14,17 +15,21 @@ from typer.testing import CliRunner
 from emulator.cli import app
 from emulator.conformance import report, suite
 from emulator.conformance.suite import Basis, Result, Scenario, Section, Verdict, run_one
+from emulator.devices.probe.protocol import ProbeType
 from emulator.kmcl import KmclError, ServerChannel
 from emulator.kmcl import snapshot as snapshot_module
 from emulator.kmcl.packets import IncomingPacket, OutgoingPacket, TransactionTable
 from emulator.kmcl.snapshot import RestoreSession, SaveSession
 from emulator.kmcl.states import OutgoingState, Restore
 from emulator.kmcl.traffic import Traffic
+from emulator.lab.conformance import cases
+from emulator.lab.conformance.unseen import UNSEEN
 from emulator.ring import OutgoingRing
 from emulator.wire.ntstatus import NtStatus
 
 ROOT = Path(__file__).parents[3]
 SCENARIOS = suite.load()
+RECORDED = report.decode_recorded((ROOT / "docs/conformance.json").read_bytes())
 
 
 @pytest.mark.parametrize("number", range(1, 72))
@@ -45,8 +50,33 @@ def test_there_are_71_and_each_says_what_it_rests_on() -> None:
 
 def test_the_page_is_what_the_suite_says() -> None:
     page = (ROOT / "docs/conformance.md").read_text()
-    again = "vmbus conformance --markdown docs/conformance.md"
-    assert page == report.as_markdown(suite.run()), f"make it anew: {again}"
+    again = "vmbus conformance --markdown docs/conformance.md --recorded docs/conformance.json"
+    wanted = report.as_markdown(suite.run(), RECORDED, tuple(cases.MACHINE.values()))
+    assert page == wanted, f"make it anew: {again}"
+
+
+def test_the_kept_run_end_to_end_has_each_scenario_and_failed_none() -> None:
+    again = "make it anew: vmbus conformance run --end-to-end --record docs/conformance.json"
+    made = cases.load()
+    assert list(RECORDED.scenarios) == list(cases.scenarios()), again
+    for key, seen in RECORDED.scenarios.items():
+        assert (key in made) != (key in UNSEEN), key
+        if key in UNSEEN:
+            assert (seen.verdict, seen.observed) == ("not visible", UNSEEN[key]), again
+        else:
+            specified = cases.scenarios()[key].specified
+            assert seen.verdict == ("pass" if specified else "n/s"), (key, again)
+            assert seen.uses == made[key].uses, again
+    assert RECORDED.qemu.startswith("QEMU ")
+    assert RECORDED.guest.startswith("Linux ")
+
+
+def test_the_driver_authors_page_has_the_commands_of_each_scenario() -> None:
+    page = (ROOT / "docs/probe.md").read_text()
+    assert report.uses_markdown(RECORDED) in page
+    orders = {kind.name for kind in ProbeType}
+    for seen in RECORDED.scenarios.values():
+        assert set(seen.uses.split()) <= orders
 
 
 # A broken endpoint.
@@ -222,6 +252,9 @@ def test_a_broken_endpoint_is_found(name: str, monkeypatch: pytest.MonkeyPatch) 
 # Reports.
 
 
+INVISIBLE = Verdict.INVISIBLE
+
+
 def _of(verdict: Verdict, observed: str = "seen <& | >") -> Result:
     def run() -> str:
         match verdict:
@@ -229,33 +262,42 @@ def _of(verdict: Verdict, observed: str = "seen <& | >") -> Result:
                 raise suite.Mismatch(observed)
             case Verdict.BROKEN:
                 raise KmclError(NtStatus.UNSUCCESSFUL, observed)
-            case Verdict.PASSED | Verdict.RECORDED:
+            case Verdict.PASSED | Verdict.RECORDED | Verdict.INVISIBLE:
                 return observed
 
-    return run_one(
+    result = run_one(
         Scenario(
             *(1, Section.API, "a title", "expected", (Basis.INFERRED,), "source"),
             specified=verdict is not Verdict.RECORDED,
             run=run,
         )
     )
+    return dataclasses.replace(result, verdict=verdict) if verdict is INVISIBLE else result
 
 
 def test_reports_tell_each_verdict() -> None:
     results = [_of(verdict) for verdict in Verdict]
     assert [result.verdict for result in results] == list(Verdict)
     rows = json.loads(report.as_json(results))
-    assert [row["verdict"] for row in rows] == ["passed", "recorded", "failed", "broken"]
+    assert [row["verdict"] for row in rows] == [
+        "passed",
+        "recorded",
+        "failed",
+        "broken",
+        "invisible",
+    ]
     tree = ElementTree.fromstring(report.as_junit(results))
-    assert (tree.get("tests"), tree.get("failures"), tree.get("errors")) == ("4", "1", "1")
-    assert [len(case.findall("*")) for case in tree] == [1, 1, 1, 1]
+    assert [tree.get(name) for name in ("tests", "failures", "errors", "skipped")] == [*"5111"]
+    assert [len(case.findall("*")) for case in tree] == [1, 1, 1, 1, 1]
+    assert tree.find("testcase/skipped") is not None
     failure = tree.find("testcase/failure")
     assert failure is not None
     assert failure.get("message") == "seen <& | >"
     page = report.as_markdown(results)
     assert "seen <& \\| >" in page
     assert report.summary(results) == (
-        "4 scenarios: 1 pass, 1 not specified and recorded, 1 fail, 1 could not be run"
+        "5 scenarios: 1 pass, 1 not specified and recorded, 1 fail, 1 not visible to a guest, "
+        "1 could not be run"
     )
 
 
@@ -271,6 +313,15 @@ def test_the_command_runs_what_it_is_asked_for(tmp_path: Path) -> None:
     ("arguments", "words"),
     [
         (["run", "5", "99"], "there is no scenario 99; they are 1 to 71"),
+        (["run", "R3"], "R0 to R7 need a machine: --end-to-end"),
+        (["run", "--end-to-end", "72", "R8"], "there is no scenario 72, R8"),
+        (["run", "--end-to-end", "--quick", "5"], "give numbers or --quick"),
+        (["run", "--quick"], "are for --end-to-end"),
+        (["run", "5", "--end-to-end", "--record", "x.json"], "is of a run of all scenarios"),
+        (["run", "5", "--end-to-end", "--markdown", "x.md"], "for runs in one process"),
+        (["--recorded", "x.json"], "--recorded is for --markdown"),
+        (["--recorded", "/nowhere.json", "--markdown", "x.md"], "/nowhere.json: No such file"),
+        (["--recorded", __file__, "--markdown", "x.md"], "JSON is malformed"),
         (["run", "5", "--json", "/nowhere/at/all.json"], "/nowhere/at/all.json: No such file"),
     ],
 )
