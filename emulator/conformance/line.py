@@ -7,6 +7,7 @@ outlive the host's processes; channel, provider and VSP are made anew by a resto
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, assert_never
@@ -154,6 +155,21 @@ class Line:
             raise Violation(Symptom.CALLBACK, "EvtSuspend did not run")
         if self.channel.queue is not Queue.OFF:
             raise Violation(Symptom.STATUS, f"Pause is over and the queue {self.channel.queue}")
+
+    def moves(self) -> bool:
+        """Have one party do what it was signalled for; False if neither was."""
+        guest = self.guest
+        if self.doorbell:
+            self.doorbell_arrives(1)
+        elif self.port.take_turn():
+            pass
+        elif self.ledger.connected and (guest.irq or guest.scheduled):
+            deque(guest.interrupt(), maxlen=0)
+        elif self.ledger.connected and guest.owes:
+            deque(guest.answer(2), maxlen=0)
+        else:
+            return False
+        return True
 
     # The guest's GPADL.
 

@@ -68,6 +68,10 @@ class Play:
         self._line = self._lines[which]
 
     @property
+    def _patient(self) -> bool:
+        return self._setup.inferred.pause is PauseWaitsFor.OUTGOING_TOO
+
+    @property
     def _live(self) -> list[Line]:
         return [line for line in self._lines if line.live]
 
@@ -290,19 +294,22 @@ class Play:
         """Make a call that ends when the VSP holds nothing, and complete what it holds by turns."""
         ends: list[int] = []
         call(lambda: ends.append(sum(len(line.server.held) for line in lines)))
-        while not ends:
-            if not self._host_moves() and not self._guest_lets_it_end():
-                raise Violation(Symptom.STUCK, f"{what} does not end, and the VSP holds nothing")
+        for _ in range(REST_LIMIT):
+            if ends or not (self._host_moves() or self._guest_lets_it_end()):
+                break
+        if not ends:
+            raise Violation(Symptom.STUCK, f"{what} does not end, and the VSP holds nothing")
         if ends != [0]:
             raise Violation(Symptom.STATUS, f"{what} ended while the VSP held packets: {ends}")
 
     def _host_moves(self) -> bool:
+        waits = self._setup.inferred.pending is PendingPacket.HELD or self._patient
         for line in self._lines:
             if line.server.held:
                 line.server.complete(0)
                 return True
-            if self._setup.inferred.pending is PendingPacket.HELD:
-                # Pause waits for the memory, so it comes.
+            if waits:
+                # Pause waits for the memory, or for answers behind it, so it comes.
                 line.set_ram(True)
             if line.port.take_turn():
                 return True
@@ -310,14 +317,14 @@ class Play:
 
     def _guest_lets_it_end(self) -> bool:
         """Have the guest go on, if a pause may wait for that."""
-        if self._setup.inferred.pause is PauseWaitsFor.INCOMING:
+        if not self._patient:
             return False
         if self._walk is not None:
             walk, self._walk = self._walk, None
             for _ in walk:
                 pass
             return True
-        return any(self._moves(line) for line in self._live)
+        return any(line.moves() for line in self._live)
 
     def _start(self, line: Line) -> None:
         line.channel.start()
@@ -477,22 +484,8 @@ class Play:
             for line in self._live:
                 line.set_ram(True)
                 line.server.complete(2)
-            if not any(self._moves(line) for line in self._live) and not any(
+            if not any(line.moves() for line in self._live) and not any(
                 line.server.held for line in self._live
             ):
                 return
         raise Violation(Symptom.STUCK, "the parties signal each other for ever")
-
-    def _moves(self, line: Line) -> bool:
-        """Have one party of a channel do what it was signalled for; False if none was."""
-        if line.doorbell:
-            line.doorbell_arrives(1)
-        elif line.port.take_turn():
-            pass
-        elif line.ledger.connected and (line.guest.irq or line.guest.scheduled):
-            self._guest_step(line, line.guest.interrupt())
-        elif line.ledger.connected and line.guest.owes:
-            self._guest_step(line, line.guest.answer(2))
-        else:
-            return False
-        return True
