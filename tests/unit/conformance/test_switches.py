@@ -68,8 +68,12 @@ def test_the_command_runs_with_a_setting(tmp_path: Path) -> None:
     )
     assert done.exit_code == 0, done.output
     rows = {row["number"]: row for row in json.loads(report.read_text())}
-    assert [rows[number]["verdict"] for number in (5, 40, 63)] == ["passed", "recorded", "recorded"]
-    assert rows[40]["observed"].startswith("with opened=called retired=cancelled: it runs on")
+    assert [rows[number]["verdict"] for number in ("5", "40", "63")] == [
+        "passed",
+        "recorded",
+        "recorded",
+    ]
+    assert rows["40"]["observed"].startswith("with opened=called retired=cancelled: it runs on")
 
 
 def test_a_wrong_setting_is_one_line() -> None:
