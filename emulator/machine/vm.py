@@ -215,7 +215,12 @@ class VirtualMachine:
         task = asyncio.ensure_future(work)
         children = [child for child in (self.qemu_child, self.backend_child) if child is not None]
         ends = {child.ended: child for child in children}
-        await asyncio.wait({task, *ends}, return_when=asyncio.FIRST_COMPLETED)
+        try:
+            await asyncio.wait({task, *ends}, return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:
+            # wait() leaves it running, and nobody would hear how it ended.
+            task.cancel()
+            raise
         if not task.done():
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError, QMPError, ControlError):

@@ -92,5 +92,8 @@ async def test_a_broken_endpoint_is_found(
     key, code = BREAKS[name]
     (tmp_path / "sitecustomize.py").write_text(code)
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
-    (result,) = await run([key], qemu=qemu, machine=linux_guest(image), folder=tmp_path / "run")
-    assert result.verdict is Verdict.FAILED, result.observed
+    (result,) = await run(
+        [key], qemu=qemu, machine=linux_guest(image), folder=tmp_path / "run", patience=60
+    )
+    # Not necessarily FAILED: what shows in the stream already is refused when it is restored.
+    assert not result.verdict.good, result.observed

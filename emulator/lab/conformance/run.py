@@ -59,12 +59,14 @@ async def run(
     machine: MachineConfig,
     folder: Path,
     linux: bool = True,
+    patience: float | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> list[Result]:
     """Run these scenarios, or all, in the order of the list; snapshots and logs go to ``folder``.
 
     ``machine`` has the device probe, and ``linux`` says whether it is the Linux test guest: some
-    scenarios are done at its shell.
+    scenarios are done at its shell. ``patience`` is how many seconds a scenario may take, the boot
+    that the first may need included; None: two minutes, or for another guest fifteen.
     Raises KeyError for a key that is no scenario.
     """
     made = cases.load()
@@ -72,7 +74,8 @@ async def run(
     wanted = set(keys) or set(known)
     if missing := sorted(wanted - known.keys()):
         raise KeyError(missing[0])
-    patience = PATIENCE if linux else _PATIENCE_FOR_OTHERS
+    if patience is None:
+        patience = PATIENCE if linux else _PATIENCE_FOR_OTHERS
     bench = Bench(qemu=qemu, machine=machine, folder=folder)
     results = []
     for key, scenario in known.items():
