@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from emulator.cli.conformance import app as conformance
+from emulator.cli.guest import app as guest
 from emulator.cli.inspect import inspect
 from emulator.cli.ps import ps
 from emulator.cli.run import run, stop, summary
@@ -139,6 +140,7 @@ app.command()(serve)
 app.command()(run)
 app.command()(summary)
 app.command()(stop)
+app.add_typer(guest, name="guest")
 app.add_typer(snapshot, name="snapshot")
 app.add_typer(conformance, name="conformance")
 app.add_typer(state, name="state")

@@ -8,12 +8,31 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from emulator.devices.base import Command, Device, DeviceState, DeviceStateError
+from emulator.devices.ic import (
+    FcopyDevice,
+    HeartbeatDevice,
+    KvpDevice,
+    ShutdownDevice,
+    TimesyncDevice,
+    VssDevice,
+)
 from emulator.devices.probe import ProbeDevice
 from emulator.devices.storage import IdeDevice, ScsiDevice
 from emulator.kmcl import ChannelPort
 
 _KINDS: Final[dict[str, type[Device]]] = {
-    device.kind: device for device in (ProbeDevice, ScsiDevice, IdeDevice)
+    device.kind: device
+    for device in (
+        ProbeDevice,
+        ScsiDevice,
+        IdeDevice,
+        FcopyDevice,
+        HeartbeatDevice,
+        KvpDevice,
+        ShutdownDevice,
+        TimesyncDevice,
+        VssDevice,
+    )
 }
 
 
