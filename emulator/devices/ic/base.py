@@ -255,7 +255,10 @@ class IcDevice(Device):
         self.suspended()
 
     def _post_started(self, _: ServerChannel) -> None:
-        self._running = True
+        self._running = not self.fault
+        if self.fault:
+            # Nothing is read any more; the guest has to open the channel again.
+            return
         if not self._asked:
             self._negotiate()
         elif self.version is not None:

@@ -72,8 +72,8 @@ class HeartbeatDevice(IcDevice):
 
     def ready(self) -> None:
         """Begin to beat; a restore or a pause is not the guest's silence."""
-        self._missed = 0
         self.elapsed("beat")
+        self._missed = 0
 
     def suspended(self) -> None:
         """Count no silence of a guest that does not run."""

@@ -98,7 +98,12 @@ class KvpDevice(IcDevice):
         body = KeyMessage(KvpOp.GET, pool, Pair(key)).pack()
         answer = await self._request(f"get {key}", body, KeyMessage.SIZE)
         _check(answer, f"there is no {key} in pool {pool.name.lower()}")
-        return KeyMessage.parse(answer.body).pair.value
+        value = KeyMessage.parse(answer.body).pair.value
+        if value == "":
+            # Linux's kernel does not tell its daemon how long a value may be, and the daemon
+            # copies none: an empty answer says only that the key is there.
+            value = (await self._pairs(pool)).get(key, "")
+        return value
 
     async def _set(self, arguments: dict[str, Any]) -> None:
         pool, key = _pool(arguments, Pool.EXTERNAL), _text(arguments, "key")

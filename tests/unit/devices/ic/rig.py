@@ -86,6 +86,9 @@ class Port:
     def signal(self, channel: ServerChannel) -> None:
         pass
 
+    def memory_written(self, ranges: tuple[GpaRange, ...]) -> None:
+        raise AssertionError
+
     def poll_again(self, channel: ServerChannel) -> None:
         asyncio.get_running_loop().call_soon(channel.port_interrupt)
 

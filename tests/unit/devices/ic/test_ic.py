@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import struct
 from pathlib import Path
 from typing import Any
@@ -281,6 +282,19 @@ async def test_kvp_gets_sets_deletes_and_lists() -> None:
     rig.send(asked.answer(body=asked.body[:4] + kvp_value("shape", "round")))
     assert await task == "round"
 
+    # Linux answers GET with an empty value; only a list has it.
+    task = command(rig, "get", key="shape")
+    await turns()
+    asked = rig.one()
+    rig.send(asked.answer(body=asked.body[:4] + kvp_value("shape", "")))
+    await turns()
+    asked = rig.one()
+    assert asked.body[0] == 3
+    rig.send(asked.answer(body=asked.body[:8] + kvp_value("shape", "square")))
+    await turns()
+    rig.send(rig.one().answer(status=0x80070103))
+    assert await task == "square"
+
     task = command(rig, "delete", key="colour")
     await turns()
     asked = rig.one()
@@ -513,3 +527,49 @@ async def test_fcopy_that_fails(tmp_path: Path) -> None:
     assert rig.one().body[0] == 3
     with pytest.raises(DeviceStateError, match="changed"):
         await command(rig, "wait")
+
+
+async def test_a_failed_channel_is_left_alone_until_the_guest_opens_it_again() -> None:
+    rig = begin(ShutdownDevice, (3, 2))
+    rig.send(struct.pack("<II", 1, 4) + bytes(4))
+    assert rig.device.fault
+    rig = rig.restored()
+    assert rig.asked() == []
+    assert rig.device.about()["state"] == "failed"
+    rig.channel.port_closed(lambda: None)
+    rig.guest.reopen()
+    rig.open()
+    rig.negotiate((3, 2))
+    assert rig.device.about()["state"] == "ready"
+
+
+@pytest.mark.parametrize("kind", OFFERED)
+@pytest.mark.parametrize("negotiated", [False, True])
+async def test_no_bytes_of_a_guest_do_worse_than_to_fail_its_channel(
+    kind: type[IcDevice], negotiated: bool
+) -> None:
+    dice = random.Random(f"{kind.kind} {negotiated}")
+    for _ in range(100):
+        rig = IcRig(kind).start()
+        tasks: list[asyncio.Task[Any]] = []
+        if negotiated:
+            rig.negotiate(OFFERED[kind][0])
+            if kind is KvpDevice:
+                tasks = [command(rig, "list"), command(rig, "ip", mac="x")]
+                await turns()
+        asked = rig.asked()
+        if asked and dice.random() < 0.8:
+            raw = bytearray(asked[-1].answer(status=dice.choice([0, 0, 1 << 31])))
+            for _ in range(dice.choice([0, 1, 1, 3])):
+                raw[dice.randrange(dice.choice([28, len(raw)]))] = dice.randrange(256)
+            del raw[len(raw) - dice.choice([0, 0, dice.randrange(len(raw))]) :]
+        else:
+            raw = bytearray(dice.randbytes(dice.randrange(80)))
+        rig.send(bytes(raw))
+        rig.clock.advance(30)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        assert len(rig.asked()) <= 2
+        status = await rig.device.commands()["status"]({})
+        assert (status["state"] == "failed") == bool(status["fault"])
