@@ -84,6 +84,12 @@ class ModelMachine:
                 vp, sint, _, size = got.words[:4]
                 self.frontend.status(fe.POST_STATUS, got.cookie)
                 self.guest.deliver(vp, sint, got.body[16 : 16 + size])
+            case fe.RESET_DONE:
+                # docs/vmbus-user.md, "Epochs": the frontend forgets them at a reset.
+                for fd in (*self.doorbells.values(), *self.interrupts.values()):
+                    os.close(fd)
+                self.doorbells.clear()
+                self.interrupts.clear()
             case fe.ADD_DOORBELL:
                 self.doorbells[got.words[0]] = got.fds[0]
                 self.frontend.status(fe.REPLY, got.cookie)
