@@ -312,7 +312,8 @@ async def test_sockets_of_a_service_manager(
     path.write_text(json.dumps({"vms": vms}))
     # Far from 3 and 4, onto which they are moved.
     sockets = [listen(tmp_path / f"{number}.sock") for number in range(2)]
-    numbers = [os.dup(sock.fileno()) for sock in sockets for _ in range(8)][7::8]
+    copies = [[os.dup(sock.fileno()) for _ in range(8)] for sock in sockets]
+    numbers = [several[-1] for several in copies]
     backend = await start(
         *map(str, numbers), fds, "--config", str(path), launcher=LAUNCHER, fds=tuple(numbers)
     )
@@ -327,8 +328,10 @@ async def test_sockets_of_a_service_manager(
     assert status == 0
     # They are not ours: the next backend gets them, and QEMU connects meanwhile.
     assert (tmp_path / "0.sock").exists()
-    for sock in sockets:
+    for sock, several in zip(sockets, copies, strict=True):
         sock.close()
+        for number in several:
+            os.close(number)
 
 
 @pytest.mark.parametrize(
@@ -336,7 +339,7 @@ async def test_sockets_of_a_service_manager(
     [
         ((), "no socket for QEMU"),
         (("--fd=0", "--socket-path=x"), "choose one"),
-        (("--fd=99",), "--fd 99 is not a socket"),
+        (("--fd=1000000",), "--fd 1000000 is not a socket"),
         (("--config=/nowhere",), "/nowhere: No such file"),
         (("--config={bad}",), "unknown field `quota` - at `$.vms[0]`"),
         (("--config={twice}",), "VM names must differ: a"),

@@ -56,8 +56,8 @@ async def test_a_disk_without_a_block_is_refused(tmp_path: Path) -> None:
 
 
 async def test_a_kind_without_options_takes_none() -> None:
-    with pytest.raises(DeviceStateError, match="a probe has no options; remove luns"):
-        make_device("probe", "p", "vm", Port(), {"luns": []})
+    with pytest.raises(DeviceStateError, match="a heartbeat has no options; remove luns"):
+        make_device("heartbeat", "h", "vm", Port(), {"luns": []})
 
 
 async def test_a_host_is_made_with_options_and_refuses_bad_ones() -> None:
